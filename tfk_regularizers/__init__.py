@@ -1,0 +1,32 @@
+"""Drop-in regularizers for tf_keras: `import tfk_regularizers`, and every weight regularizer is one of these."""
+
+from tf_keras.regularizers import Regularizer
+
+from tfk_regularizers._identifiers import deserialize, get, serialize
+from tfk_regularizers._registration import register, unregister
+from tfk_regularizers._regularizers import L1, L1L2, L2, OrthogonalRegularizer, l1_l2
+
+l1 = L1
+l2 = L2
+orthogonal_regularizer = OrthogonalRegularizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "L1",
+    "L1L2",
+    "L2",
+    "OrthogonalRegularizer",
+    "Regularizer",
+    "deserialize",
+    "get",
+    "l1",
+    "l1_l2",
+    "l2",
+    "orthogonal_regularizer",
+    "register",
+    "serialize",
+    "unregister",
+]
+
+register()

@@ -1,0 +1,167 @@
+"""From identifiers and configs to regularizers, and back: get, serialize, deserialize."""
+
+import difflib
+import inspect
+import warnings
+
+import tf_keras
+
+from tfk_regularizers import _keras
+from tfk_regularizers._regularizers import L1, L1L2, L2, OrthogonalRegularizer, l1_l2, shown
+
+_CLASSES: dict[str, type] = {
+    "l1": L1,
+    "l2": L2,
+    "L1": L1,
+    "L2": L2,
+    "L1L2": L1L2,
+    "OrthogonalRegularizer": OrthogonalRegularizer,
+    "orthogonal_regularizer": OrthogonalRegularizer,
+}
+_LIBRARIES = ("tf_keras", "tfk_regularizers")  # what they register is not the user's own
+IDENTIFIERS = ("l1", "l2", "l1_l2", "L1", "L2", "L1L2", "orthogonal_regularizer", "OrthogonalRegularizer")
+
+
+def get(identifier):
+    """Returns the regularizer that an identifier or a config stands for.
+
+    Args:
+        identifier: One of the strings `"l1"`, `"l2"`, `"l1_l2"`, `"L1"`, `"L2"`, `"L1L2"`, `"orthogonal_regularizer"`,
+            `"OrthogonalRegularizer"` or a name among the custom objects; a config dict, in the new format (with a
+            `"module"`) or the legacy one; an instance or any other callable; or `None`.
+
+    Returns:
+        A regularizer; a callable that is none and `None` are returned as they are.
+
+    Raises:
+        ValueError: If the string or the config names no regularizer, if a factor in the config is not a finite number,
+            or if the identifier is of another type or is a `Regularizer` class instead of an instance.
+        TypeError: If the config has arguments that the regularizer does not take.
+
+    >>> get("l1_l2")
+    L1L2(l1=0.01, l2=0.01)
+    >>> get({"class_name": "L2", "config": {"l2": 0.5}})
+    L2(l2=0.5)
+    """
+    if identifier is None:
+        return None
+    if isinstance(identifier, dict):
+        return deserialize(identifier, use_legacy_format="module" not in identifier)
+    if isinstance(identifier, str):
+        return deserialize(str(identifier))
+    if inspect.isclass(identifier) and issubclass(identifier, _keras.REGULARIZER_BASES):
+        name = identifier.__name__
+        raise ValueError(f"Expected an instance of a regularizer. Received: the class {name}; did you mean `{name}()`?")
+    if callable(identifier):
+        return identifier
+    raise ValueError(f"Could not interpret regularizer identifier: {shown(identifier)}")
+
+
+def serialize(regularizer, use_legacy_format=False):
+    """Returns the config of a regularizer, the same that tf_keras writes.
+
+    Args:
+        regularizer: A regularizer, or `None`.
+        use_legacy_format: Boolean, whether to write the format of `.h5` files and SavedModels instead of the one of
+            `.keras` files. Defaults to `False`.
+
+    Returns:
+        A dict that JSON can hold, or `None`.
+
+    Warns:
+        UserWarning: If `regularizer` is not a `Regularizer`.
+
+    >>> serialize(L2(0.5))
+    {'module': 'keras.regularizers', 'class_name': 'L2', 'config': {'l2': 0.5}, 'registered_name': None}
+    >>> serialize(L2(0.5), use_legacy_format=True)
+    {'class_name': 'L2', 'config': {'l2': 0.5}}
+    """
+    if regularizer is None:
+        return None
+    if not isinstance(regularizer, _keras.REGULARIZER_BASES):
+        warnings.warn(
+            "`regularizers.serialize()` is for objects of type `Regularizer`. Received an object of type "
+            f"{type(regularizer).__name__}, which may be serialized improperly.",
+            stacklevel=2,
+        )
+    saving = tf_keras.utils.legacy if use_legacy_format else tf_keras.saving
+    return saving.serialize_keras_object(regularizer)
+
+
+def deserialize(config, custom_objects=None, use_legacy_format=False):
+    """Returns the regularizer that a config stands for: the inverse of `serialize`.
+
+    Args:
+        config: A config dict, or anything else that `get` takes.
+        custom_objects: A dict from names to the user's classes and functions, which win over this package's. Defaults
+            to `None`.
+        use_legacy_format: Boolean, whether the config is in the format of `.h5` files and SavedModels. Defaults to
+            `False`.
+
+    Returns:
+        A regularizer; a callable that is none and `None` are returned as they are.
+
+    Raises:
+        ValueError: If the config names no regularizer or is malformed, or a factor in it is not a finite number.
+        TypeError: If the config has arguments that the regularizer does not take.
+
+    >>> deserialize({"class_name": "OrthogonalRegularizer", "config": {"factor": 0.5, "mode": "rows"}})
+    OrthogonalRegularizer(factor=0.5, mode='rows')
+    """
+    if config is None or callable(config):
+        return config
+    names, arguments = _parse(config)
+    custom = _keras.custom_objects(custom_objects)
+    is_custom = any(name in custom for name in names)
+    if not is_custom and names[0] not in IDENTIFIERS:
+        raise ValueError(_unknown(names[0], custom))
+    if config == "l1_l2" or (names[0] == "l1_l2" and not is_custom):
+        return l1_l2(**arguments)
+    if config == "L1L2" and not is_custom:
+        warnings.warn(
+            "The identifier 'L1L2' stands for `L1L2(l1=0.0, l2=0.0)`, which does nothing. 'l1_l2', which stands for "
+            "`L1L2(l1=0.01, l2=0.01)`, was probably meant.",
+            stacklevel=3,
+        )
+    saving = tf_keras.utils.legacy if use_legacy_format else tf_keras.saving
+    try:
+        return saving.deserialize_keras_object(
+            config, module_objects=_CLASSES, custom_objects=custom_objects, printable_module_name="regularizer"
+        )
+    except (AttributeError, KeyError, RecursionError) as error:
+        raise ValueError(f"Could not interpret regularizer config {shown(config)}: {error!r}") from error
+
+
+def _parse(config):
+    """The names that a config may be found under, its own first, and its arguments."""
+    if isinstance(config, str):
+        return [config], {}
+    if not isinstance(config, dict):
+        raise ValueError(f"Could not interpret regularizer config: {shown(config)}")
+    name, inner = config.get("class_name"), config.get("config", config)
+    is_function = name == "function" and isinstance(inner, str)
+    if not isinstance(name, str) or inner is config or not (isinstance(inner, dict) or inner is None or is_function):
+        raise ValueError(
+            "Improper regularizer config. Expected a dict with the keys `class_name`, a string, and `config`, a dict. "
+            f"Received: {shown(config)}"
+        )
+    names = [inner] if is_function else [name]
+    registered = config.get("registered_name")
+    return names + ([registered] if isinstance(registered, str) else []), ({} if is_function else inner or {})
+
+
+def _unknown(name, custom):
+    """The message for a name that stands for nothing: the valid ones and the nearest."""
+    own = [
+        other for other, obj in custom.items() if str(getattr(obj, "__module__", "")).split(".")[0] not in _LIBRARIES
+    ]
+    candidates = {other.lower(): other for other in (*own, *reversed(IDENTIFIERS))}
+    candidates["l1l2"] = "l1_l2"
+    nearest = difflib.get_close_matches(name[:100].lower(), candidates, n=1, cutoff=0.5)
+    hint = f" Did you mean {candidates[nearest[0]]!r}?" if nearest else ""
+    listed = ", ".join(map(repr, (*IDENTIFIERS, *own[:20]))) + (", …" if len(own) > 20 else "")
+    return (
+        f"Unknown regularizer: {shown(name)}.{hint} Expected one of {listed}. One of your own is known by its name "
+        "once it is registered with `register_keras_serializable`, or given in `custom_objects` or a "
+        "`custom_object_scope`."
+    )

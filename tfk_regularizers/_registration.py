@@ -1,0 +1,114 @@
+"""Putting this package's regularizers in the place of the built-in ones, and back."""
+
+import threading
+
+import tf_keras
+
+from tfk_regularizers import _keras
+from tfk_regularizers._identifiers import IDENTIFIERS, deserialize, get, serialize
+from tfk_regularizers._regularizers import L1, L1L2, L2, OrthogonalRegularizer, l1_l2
+
+PACKAGE = "tfk_regularizers"
+_CLASSES = (L1, L2, L1L2, OrthogonalRegularizer)
+_OURS = {obj.__name__: obj for obj in (*_CLASSES, l1_l2, get, serialize, deserialize)}
+
+_lock = threading.RLock()
+_replaced: dict = {}  # what stood in the place of each of ours
+
+
+class _DefaultL1L2:
+    """What the string `"l1_l2"` is in Keras 3, which instantiates classes and nothing else."""
+
+    def __new__(cls):
+        return l1_l2()
+
+
+def register():
+    """Puts this package's regularizers in the place of tf_keras's. Importing the package has done it already.
+
+    Afterwards the eight strings, configs and saved files give this package's classes, and `tf_keras.regularizers` (and
+    `tf.keras.regularizers` under `TF_USE_LEGACY_KERAS=1`) holds them. What is saved stays a plain Keras file. In
+    Keras 3 the classes are registered as custom objects, and the string `"l1_l2"` is added; nothing else changes.
+
+    It may be called any number of times, from any thread. A class that was taken out of `tf_keras.regularizers` before,
+    by `from tf_keras.regularizers import L2`, stays the built-in one.
+
+    Raises:
+        ImportError: If the installed tf-keras is not one of the supported versions. Nothing is registered then.
+
+    >>> register()
+    >>> import tf_keras
+    >>> tf_keras.regularizers.get("l2")
+    L2(l2=0.01)
+    """
+    with _lock:
+        _keras.check_supported(_OURS)
+        try:
+            for name, ours in _OURS.items():
+                builtin = getattr(_keras.SOURCE, name)
+                if builtin is not ours:
+                    _replaced[name] = builtin
+                    _keras.export_like(ours, builtin)
+                    _keras.replace_everywhere(builtin, ours)
+            for cls in _CLASSES:
+                # For reading alone: written into files, this name would keep them from opening without the package.
+                tf_keras.saving.get_custom_objects()[_registered_name(cls)] = cls
+            _register_in_keras3()
+            _check()
+        except BaseException:
+            unregister()
+            raise
+
+
+def unregister():
+    """Puts tf_keras's own regularizers back, and takes back what was added to Keras 3.
+
+    It may be called any number of times, from any thread. Layers that hold a regularizer of this package keep it.
+
+    >>> import tf_keras
+    >>> unregister()
+    >>> tf_keras.regularizers.L2 is L2
+    False
+    >>> register()
+    >>> tf_keras.regularizers.L2 is L2
+    True
+    """
+    with _lock:
+        for name, builtin in _replaced.items():
+            _keras.export_like(builtin, builtin)
+            _keras.replace_everywhere(_OURS[name], builtin)
+            _keras.forget_export(_OURS[name])
+        _replaced.clear()
+        for cls in _CLASSES:
+            _keras.forget_custom_object(tf_keras, cls, _registered_name(cls))
+            if _keras.KERAS3 is not None:
+                _keras.forget_custom_object(_keras.KERAS3, cls, _registered_name(cls))
+        table = _keras.keras3_identifiers()
+        if table is not None and table.get("l1_l2") is _DefaultL1L2:
+            del table["l1_l2"]
+
+
+def _registered_name(cls):
+    return f"{PACKAGE}>{cls.__name__}"
+
+
+def _register_in_keras3():
+    if _keras.KERAS3 is None:
+        return
+    for cls in _CLASSES:
+        _keras.KERAS3.saving.register_keras_serializable(PACKAGE)(cls)
+    table = _keras.keras3_identifiers()
+    if table is not None:
+        table.setdefault("l1_l2", _DefaultL1L2)
+
+
+def _check():
+    """Every string and every config gives a class of this package, or registration has failed."""
+    source = _keras.SOURCE
+    results = [type(source.get(source.serialize(cls()))) is cls for cls in _CLASSES]
+    results += [type(source.get(name)) in _CLASSES for name in IDENTIFIERS if name != "L1L2"]
+    if not all(results):
+        raise ImportError(
+            f"tfk_regularizers supports {_keras.SUPPORTED}. Registration in the installed tf-keras "
+            f"{tf_keras.__version__} did not take effect and has been undone."
+        )
