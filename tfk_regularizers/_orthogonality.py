@@ -1,18 +1,59 @@
-"""The mathematics of orthogonality: the mean absolute cosine between the rows of a matrix."""
+"""The mathematics of orthogonality: the mean absolute cosine between the rows of a matrix, in bounded memory.
+
+With u the n x d matrix of normalized rows and G = u uᵀ its Gram matrix, the penalty is P = Σ_{i≠j} |Gᵢⱼ| / (n (n - 1)).
+
+*Gradient.* Let S = sign(G) with a zero diagonal. Then Σ_{i≠j} |Gᵢⱼ| = Σᵢⱼ Sᵢⱼ ⟨uᵢ, uⱼ⟩ = ⟨u, S u⟩. S is constant
+almost everywhere, so this is a quadratic form: its gradient is 2 S u, its Hessian is v ↦ 2 S v, and nothing comes
+after that. The upstream gradient is a scalar and multiplies at the end, so S u can be gathered while G passes by.
+
+*Work.* Count in F, the multiply-adds of the whole Gram matrix. Keeping G and letting TensorFlow differentiate takes 1 F
+for the value and 3 F with the gradient. G and S are symmetric, so half of the pairs are enough: 0.5 F for G, and 0.5 F
+each for what a pair (i, j) adds to row i and to row j of S u. That is 0.5 F and 1.5 F.
+
+*Ring.* Cut u into an odd number k of blocks of b rows (padded with zero rows, which add nothing). Step 0 multiplies each
+block with itself. Step s = 1 .. (k - 1) / 2 multiplies each block i with block i + s, counted cyclically. So each pair of
+blocks meets exactly once, every step is one batched product of the same static shape, and a `tf.while_loop` holds one
+step at a time: k b² ≈ n b entries of G, of |G| and of S instead of n² each.
+
+References: Karypis et al., "All-pairs similarity" tilings; Dao et al., "FlashAttention", 2022, for gathering products
+of an n x n matrix tile by tile instead of storing it.
+"""
 
 import tensorflow as tf
 
-from tfk_regularizers import _penalties
+from tfk_regularizers import _execution, _penalties
 
 _EPSILON = 1e-12  # as in tf.math.l2_normalize
 
+# Up to this many rows one Gram matrix (4 MB in float32) is as fast as tiles, and has less to set up.
+_DIRECT_UP_TO = 1024
 
-def mean_absolute_cosine(x):
-    """Mean over the unordered pairs i < j of |⟨x̂ᵢ, x̂ⱼ⟩|, x̂ the L2-normalized rows of the matrix x; 0 without a pair."""
+# Blocks of 512 rows were fastest on two CPU cores from (2048, 256) to (16384, 32); smaller ones repeat more passes over
+# u, larger ones waste more of step 0. From 32768 rows on they shrink, so that a step stays near 64 MB in float32.
+_BLOCK_ROWS = 512
+_STEP_ENTRIES = 2**24
+
+
+def mean_absolute_cosine(x, block_rows=None):
+    """Mean over the unordered pairs i < j of |⟨x̂ᵢ, x̂ⱼ⟩|, x̂ the L2-normalized rows of the matrix x; 0 without a pair.
+
+    `block_rows` forces the ring with such blocks; only tests pass it.
+    """
     x = _penalties.wide(x)
     rows = x.shape[0]
+    u = x * tf.math.rsqrt(tf.maximum(tf.reduce_sum(tf.square(x), axis=1, keepdims=True), _EPSILON))
+    if block_rows is not None or _pays_to_tile(x):
+        cosines = _tiled_in_function(u, block_rows)
+    else:
+        cosines = _direct(u) if isinstance(u, tf.Tensor) else _direct_value(_gram(u))
     pairs = max(rows * (rows - 1), 1) if rows is not None else _count_pairs(x)
-    return _absolute_cosines(_normalized(x)) / tf.cast(pairs, x.dtype)
+    return cosines / tf.cast(pairs, x.dtype)
+
+
+def _pays_to_tile(x):
+    """Whether x has, or may have, many rows, and is where a function can be nested."""
+    large = x.shape[0] is None or x.shape[0] > _DIRECT_UP_TO
+    return large and isinstance(x, tf.Tensor) and _execution.may_nest_functions()
 
 
 def _count_pairs(x):
@@ -21,26 +62,91 @@ def _count_pairs(x):
     return tf.maximum(rows * (rows - 1.0), 1.0)
 
 
-def _normalized(x):
-    """The rows of x at length 1; a row shorter than 1e-6 is multiplied by 1e6."""
-    return x * tf.math.rsqrt(tf.maximum(tf.reduce_sum(tf.square(x), axis=1, keepdims=True), _EPSILON))
-
-
-def _absolute_cosines(u):
-    """Σ|⟨uᵢ, uⱼ⟩| over i ≠ j by one Gram matrix."""
-    if not isinstance(u, tf.Tensor):
-        return _penalties.total(tf.abs(_off_diagonal_gram(u)))  # a KerasTensor records plain ops alone
-    return _direct(u)
-
-
-def _off_diagonal_gram(u):
+def _gram(u):
+    """Products of all pairs of rows, zero on the diagonal; u may be a batch of blocks."""
     gram = tf.matmul(u, u, transpose_b=True)
-    return tf.linalg.set_diag(gram, tf.zeros_like(u[:, 0]))
+    return gram * (1.0 - tf.eye(_size(gram, -1), dtype=gram.dtype))  # DTensor cannot set a diagonal
+
+
+def _absolute_row_sums(gram):
+    """Σⱼ |Gᵢⱼ| as a vector, by a product with ones: under XLA on a CPU it is faster than a plain sum, and right."""
+    return tf.linalg.matvec(tf.abs(gram), tf.ones([_size(gram, -1)], gram.dtype))
+
+
+def _direct_value(gram):
+    return tf.reduce_sum(_absolute_row_sums(gram))
 
 
 @tf.custom_gradient
 def _direct(u):
-    """One Gram matrix; its gradient 2 sign(G) u saves the built-in's passes over the n x n matrices."""
-    gram = _off_diagonal_gram(u)
-    value = tf.reduce_sum(tf.linalg.matvec(tf.abs(gram), tf.ones_like(u[:, 0])))
-    return value, lambda dy: 2.0 * dy * tf.matmul(tf.sign(gram), u)
+    """⟨u, S u⟩ by one Gram matrix."""
+    gram = _gram(u)
+    return _direct_value(gram), lambda dy: 2.0 * dy * tf.matmul(tf.sign(gram), u)
+
+
+def _tiled(u, block_rows):
+    """⟨u, S u⟩ by the ring, right to any order of differentiation in reverse mode.
+
+    What goes into the loop is cut from the tape, or an eager tape would record the loop's inside; what comes out is cut
+    too, or XLA would try to differentiate the loop. A gradient is built in a graph of its own: what it hands on to the
+    next order has to be made a tensor of that graph, here.
+    """
+    cut, here = tf.stop_gradient, tf.identity
+
+    @tf.custom_gradient
+    def hessian_product(u, v):  # 2 S v: linear in v, constant in u
+        product = cut(2.0 * _ring(cut(u), cut(v), block_rows)[1])
+        return product, lambda w: (tf.zeros_like(u), hessian_product(here(u), w))
+
+    @tf.custom_gradient
+    def with_hessian(u, gradient):  # the gradient at hand, with its derivative by u
+        return here(gradient), lambda w: (hessian_product(here(u), w), tf.zeros_like(gradient))
+
+    @tf.custom_gradient
+    def value(u):
+        cosines, product = _ring(cut(u), cut(u), block_rows)
+        gradient = cut(2.0 * product)
+        return cut(cosines), lambda dy: dy * with_hessian(here(u), here(gradient))
+
+    return value(u)
+
+
+# A function of its own: in eager it drops the gradient where only the value is asked for, and forward mode, which looks
+# past custom gradients op by op, takes a function's gradient as a whole.
+_tiled_in_function = tf.function(_tiled, autograph=False)
+
+
+def _ring(u, v, block_rows):
+    """(⟨u, S u⟩, S v) with S = sign(u uᵀ) without its diagonal, block by block."""
+    n, d = _size(u, 0), _size(u, 1)
+    blocks, b = _block_counts(n, block_rows)
+    u, v = (tf.reshape(tf.pad(x, [[0, blocks * b - n], [0, 0]]), [blocks, b, d]) for x in (u, v))
+    twice_u, twice_v = tf.concat([u, u], 0), tf.concat([v, v], 0)
+
+    def step(s, sums, product):
+        gram = tf.matmul(u, tf.slice(twice_u, [s, 0, 0], [blocks, b, d]), transpose_b=True)
+        sign = tf.sign(gram)
+        product += tf.matmul(sign, tf.slice(twice_v, [s, 0, 0], [blocks, b, d]))
+        product += tf.roll(tf.matmul(sign, v, transpose_a=True), s, axis=0)
+        return s + 1, sums + 2.0 * _absolute_row_sums(gram), product
+
+    gram = _gram(u)
+    start = (1, _absolute_row_sums(gram), tf.matmul(tf.sign(gram), v))
+    _, sums, product = tf.while_loop(lambda s, *_: s <= (blocks - 1) // 2, step, start, parallel_iterations=1)
+    return tf.reduce_sum(sums), tf.reshape(product, [blocks * b, d])[:n]
+
+
+def _block_counts(n, block_rows):
+    """An odd number of blocks that covers n rows with as little padding as possible, and the rows of each."""
+    if isinstance(n, int):
+        rows = block_rows or max(64, min(_BLOCK_ROWS, _STEP_ENTRIES // max(n, 1)))
+        blocks = max(n // rows, 1) // 2 * 2 + 1
+        return blocks, -(-n // blocks)
+    rows = block_rows or tf.clip_by_value(_STEP_ENTRIES // tf.maximum(n, 1), 64, _BLOCK_ROWS)
+    blocks = tf.maximum(n // rows, 1) // 2 * 2 + 1
+    return blocks, -(-n // blocks)
+
+
+def _size(x, axis):
+    """The size of an axis: a Python int where it is static."""
+    return x.shape[axis] if x.shape[axis] is not None else tf.shape(x)[axis]
