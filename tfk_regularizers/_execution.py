@@ -4,21 +4,26 @@ import sys
 
 import tensorflow as tf
 
-# In eager, tf.custom_gradient alone costs 60 µs, as much as a whole small penalty. An inner compiled function costs
-# about 50 ms of compilation for each new shape and up to 1 ms a call in eager; on two CPU cores it is even with plain
-# ops at 300 x 300 and faster from 1000 x 1000 on. `examples/benchmark.py` measures both.
-LARGE = 2**18
+# All measured on two CPU cores, by examples/benchmark.py. A compiled function costs about 50 ms of compilation for each
+# new shape. In a graph it is even with plain ops at 300 x 300 and faster from 1000 x 1000 on. In eager it adds up to
+# 1 ms to a call; there tf.custom_gradient alone costs 60 µs, as much as a whole small penalty.
+COMPILE_IN_GRAPH_FROM = 2**18
+COMPILE_IN_EAGER_FROM = 2**22
 
 
-def route(x):
-    """How to compute a reduction of the tensor x: "plain", "custom" (own gradient) or "compiled" (inside XLA)."""
+def route(x, one_pass=False):
+    """How to reduce the tensor x to a scalar: by "plain" ops, with a "custom" gradient, or "compiled" by XLA.
+
+    `one_pass` says that the plain ops read x once, value and gradient each: outside a graph nothing beats them.
+    """
     if not isinstance(x, tf.Tensor) or x.dtype.is_complex:
         return "plain"  # a KerasTensor records each op as a layer; complex gradients are left to TensorFlow
-    size = x.shape.num_elements()
-    large = size is not None and size >= LARGE
-    if large and may_nest_functions() and _cpu_only() and not tf.distribute.has_strategy():
-        return "compiled"
-    return "plain" if tf.executing_eagerly() and not large else "custom"
+    eager = tf.executing_eagerly()
+    size = x.shape.num_elements() or 0
+    if eager and (one_pass or size < COMPILE_IN_EAGER_FROM):
+        return "plain"
+    large = size >= COMPILE_IN_GRAPH_FROM
+    return "compiled" if large and may_nest_functions() and _cpu_only() else "custom"
 
 
 def may_nest_functions():
@@ -28,5 +33,6 @@ def may_nest_functions():
 
 
 def _cpu_only():
-    """Whether the process sees CPUs alone: what compiling gains was measured there and nowhere else."""
-    return all(device.device_type == "CPU" for device in tf.config.get_visible_devices())
+    """Whether CPUs of this process are all there is: what compiling gains was measured there and nowhere else."""
+    devices = tf.config.get_visible_devices()
+    return all(device.device_type == "CPU" for device in devices) and not tf.distribute.has_strategy()

@@ -125,11 +125,14 @@ def deserialize(config, custom_objects=None, use_legacy_format=False):
         )
     saving = tf_keras.utils.legacy if use_legacy_format else tf_keras.saving
     try:
-        return saving.deserialize_keras_object(
+        result = saving.deserialize_keras_object(
             config, module_objects=_CLASSES, custom_objects=custom_objects, printable_module_name="regularizer"
         )
     except (AttributeError, KeyError, RecursionError) as error:
         raise ValueError(f"Could not interpret regularizer config {shown(config)}: {error!r}") from error
+    if not callable(result):
+        raise ValueError(f"Could not interpret regularizer config {shown(config)}: it gives {shown(result)}")
+    return result
 
 
 def _parse(config):
@@ -145,9 +148,14 @@ def _parse(config):
             "Improper regularizer config. Expected a dict with the keys `class_name`, a string, and `config`, a dict. "
             f"Received: {shown(config)}"
         )
-    names = [inner] if is_function else [name]
     registered = config.get("registered_name")
-    return names + ([registered] if isinstance(registered, str) else []), ({} if is_function else inner or {})
+    if registered is not None and not isinstance(registered, str):
+        raise ValueError(
+            f"Improper regularizer config. Expected `registered_name` to be a string. Received: {shown(config)}"
+        )
+    if is_function:
+        return [inner], {}
+    return [name] + ([registered] if registered else []), inner or {}
 
 
 def _unknown(name, custom):

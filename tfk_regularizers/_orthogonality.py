@@ -10,13 +10,13 @@ after that. The upstream gradient is a scalar and multiplies at the end, so S u 
 for the value and 3 F with the gradient. G and S are symmetric, so half of the pairs are enough: 0.5 F for G, and 0.5 F
 each for what a pair (i, j) adds to row i and to row j of S u. That is 0.5 F and 1.5 F.
 
-*Ring.* Cut u into an odd number k of blocks of b rows (padded with zero rows, which add nothing). Step 0 multiplies each
-block with itself. Step s = 1 .. (k - 1) / 2 multiplies each block i with block i + s, counted cyclically. So each pair of
-blocks meets exactly once, every step is one batched product of the same static shape, and a `tf.while_loop` holds one
-step at a time: k b² ≈ n b entries of G, of |G| and of S instead of n² each.
+*Ring.* Cut u into an odd number k of blocks of b rows (padded with zero rows, which add nothing). Step 0 multiplies
+each block with itself. Step s = 1 .. (k - 1) / 2 multiplies each block i with block i + s, counted cyclically. So each
+pair of blocks meets exactly once, every step is one batched product of the same static shape, and a `tf.while_loop`
+holds one step at a time: k b² ≈ n b entries of G, of |G| and of S instead of n² each.
 
-References: Karypis et al., "All-pairs similarity" tilings; Dao et al., "FlashAttention", 2022, for gathering products
-of an n x n matrix tile by tile instead of storing it.
+References: Rabe and Staats, "Self-attention Does Not Need O(n²) Memory", 2021, and Dao et al., "FlashAttention", 2022,
+for gathering what is needed of an n x n matrix of products tile by tile instead of storing it.
 """
 
 import tensorflow as tf
@@ -63,9 +63,12 @@ def _count_pairs(x):
 
 
 def _gram(u):
-    """Products of all pairs of rows, zero on the diagonal; u may be a batch of blocks."""
-    gram = tf.matmul(u, u, transpose_b=True)
-    return gram * (1.0 - tf.eye(_size(gram, -1), dtype=gram.dtype))  # DTensor cannot set a diagonal
+    """Products of all pairs of rows, zero on the diagonal; u may be a batch of blocks.
+
+    Written so that DTensor can follow: it cannot set a diagonal, and `transpose_b=True` fails on rows that are sharded.
+    """
+    gram = tf.matmul(u, tf.linalg.matrix_transpose(u))
+    return gram * (1.0 - tf.eye(_size(gram, -1), dtype=gram.dtype))
 
 
 def _absolute_row_sums(gram):
@@ -74,7 +77,9 @@ def _absolute_row_sums(gram):
 
 
 def _direct_value(gram):
-    return tf.reduce_sum(_absolute_row_sums(gram))
+    # A plain sum where functions cannot nest: DTensor does not follow the product either.
+    nests = _execution.may_nest_functions()
+    return tf.reduce_sum(_absolute_row_sums(gram)) if nests else tf.reduce_sum(tf.abs(gram))
 
 
 @tf.custom_gradient

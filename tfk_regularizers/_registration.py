@@ -47,17 +47,20 @@ def register():
             for name, ours in _OURS.items():
                 builtin = getattr(_keras.SOURCE, name)
                 if builtin is not ours:
-                    _replaced[name] = builtin
                     _keras.export_like(ours, builtin)
-                    _keras.replace_everywhere(builtin, ours)
+                    _replaced[name] = builtin
+            _keras.replace_everywhere([(builtin, _OURS[name]) for name, builtin in _replaced.items()])
             for cls in _CLASSES:
                 # For reading alone: written into files, this name would keep them from opening without the package.
                 tf_keras.saving.get_custom_objects()[_registered_name(cls)] = cls
             _register_in_keras3()
             _check()
-        except BaseException:
+        except Exception as error:
             unregister()
-            raise
+            raise ImportError(
+                f"tfk_regularizers supports {_keras.SUPPORTED}. Registration in the installed tf-keras "
+                f"{tf_keras.__version__} failed and has been undone: {error}"
+            ) from error
 
 
 def unregister():
@@ -74,9 +77,10 @@ def unregister():
     True
     """
     with _lock:
-        for name, builtin in _replaced.items():
+        for builtin in _replaced.values():
             _keras.export_like(builtin, builtin)
-            _keras.replace_everywhere(_OURS[name], builtin)
+        _keras.replace_everywhere([(_OURS[name], builtin) for name, builtin in _replaced.items()])
+        for name in _replaced:
             _keras.forget_export(_OURS[name])
         _replaced.clear()
         for cls in _CLASSES:
@@ -107,6 +111,7 @@ def _check():
     source = _keras.SOURCE
     results = [type(source.get(source.serialize(cls()))) is cls for cls in _CLASSES]
     results += [type(source.get(name)) in _CLASSES for name in IDENTIFIERS if name != "L1L2"]
+    results += [source.serialize(cls()).get("registered_name") is None for cls in _CLASSES]
     if not all(results):
         raise ImportError(
             f"tfk_regularizers supports {_keras.SUPPORTED}. Registration in the installed tf-keras "

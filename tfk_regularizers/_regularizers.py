@@ -91,7 +91,7 @@ class L2(Penalty):
         self.l2 = _finite("l2", 0.01 if l2 is None else l2)
 
     def __call__(self, x):
-        return _scaled(self.l2, _penalties.square_sum(_tensor("L2", x)))
+        return _scaled(2.0 * self.l2, _penalties.half_square_sum(_tensor("L2", x)))
 
     def get_config(self):
         return {"l2": float(self.l2)}
@@ -134,11 +134,10 @@ class L1L2(Penalty):
         if _is_zero(self.l1) and _is_zero(self.l2):
             return tf.zeros([], _penalties.result_dtype(x))
         if _is_zero(self.l1):
-            return _scaled(self.l2, _penalties.square_sum(x))
+            return _scaled(2.0 * self.l2, _penalties.half_square_sum(x))
         if _is_zero(self.l2):
             return _scaled(self.l1, _penalties.absolute_sum(x))
-        absolute, square = _penalties.both_sums(x)
-        return _scaled(self.l1, absolute) + _scaled(self.l2, square)
+        return _penalties.elastic_net(x, float(self.l1), float(self.l2))
 
     def get_config(self):
         return {"l1": float(self.l1), "l2": float(self.l2)}
@@ -149,8 +148,12 @@ class OrthogonalRegularizer(Penalty):
 
     Formula: `factor` times the mean over all unordered pairs i < j of `|⟨x̂ᵢ, x̂ⱼ⟩|`, where the x̂ are the rows (or
     columns) of the matrix x divided by their L2 norms, as `tf.math.l2_normalize` does (`x * rsqrt(max(Σx², 1e-12))`).
-    With fewer than two rows there is no pair, and the penalty is 0. Gradient: that of the formula, with `sign(0) = 0`, so a
-    zero row stays where it is; for a row shorter than 1e-6 it is the one of `x * 1e6`.
+    With fewer than two rows there is no pair, and the penalty is 0. Gradient: that of the formula, with `sign(0) = 0`,
+    so a zero row stays where it is; for a row shorter than 1e-6 it is the one of `x * 1e6`.
+
+    Above 1024 rows the pairs are computed in tiles. Time: 0.5 n² d multiply-adds for the value, 1.5 n² d with the
+    gradient, for n rows of d elements. Peak memory: about 3 n t + 6 n d numbers, with t ≤ 512 rows in a tile; it does
+    not grow with n². (Under DTensor and in TensorFlow 1 graphs there are no tiles, and it takes about 3 n².)
 
     A kernel of more than two axes is taken as the matrix (product of all axes but the last, last axis). What is made
     orthogonal:
@@ -193,7 +196,7 @@ class OrthogonalRegularizer(Penalty):
         self.factor = _finite("factor", factor)
         if not isinstance(mode, str) or mode not in ("rows", "columns"):
             raise invalid("mode", 'one of {"rows", "columns"}', mode)
-        self.mode = mode
+        self.mode = str(mode)
 
     def __call__(self, inputs):
         x = _matrix("OrthogonalRegularizer", inputs)
@@ -242,17 +245,18 @@ def shown(value):
 def _only_legacy_name(kwargs, name, value):
     value = kwargs.pop("l", value)
     if kwargs:
-        raise TypeError(f"Argument(s) not recognized by {name}: {', '.join(map(repr, kwargs))}")
+        raise TypeError(f"Argument(s) not recognized by {name}: {', '.join(map(shown, kwargs))}")
     return value
 
 
 def _finite(argument, value):
     """The value as a Python float, if it is one finite real number."""
     try:
-        if isinstance(value, (str, bytes, bytearray)) or np.ndim(value) or np.iscomplexobj(value):
+        array = np.asarray(value)
+        if array.ndim or array.dtype.kind in "cSUmM" or isinstance(array.item(), (str, bytes)):
             raise TypeError
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
+        number = float(array.item())
+    except (TypeError, ValueError, OverflowError, NotImplementedError):
         raise invalid(argument, "a finite number", value) from None
     if not math.isfinite(number):
         raise invalid(argument, "a finite number", value)
@@ -260,11 +264,11 @@ def _finite(argument, value):
 
 
 def _is_zero(factor):
-    return isinstance(factor, (int, float, np.number)) and factor == 0
+    return factor == 0
 
 
 def _scaled(factor, value):
-    return tf.cast(factor, value.dtype) * value
+    return tf.constant(factor, value.dtype) * value
 
 
 def _tensor(name, x):
@@ -274,7 +278,8 @@ def _tensor(name, x):
             f"Inputs to {name} must be dense tensors. Received: a {type(x).__name__} of dtype {x.dtype.name} and "
             f"shape {x.shape}"
         )
-    x = tf.convert_to_tensor(x)
+    if not isinstance(x, tf.Tensor):
+        x = tf.convert_to_tensor(x)
     if not (x.dtype.is_floating or x.dtype.is_complex):
         raise TypeError(
             f"Inputs to {name} must be of a floating or complex dtype. Received: dtype {x.dtype.name}, shape {x.shape}"

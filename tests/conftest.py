@@ -1,0 +1,59 @@
+"""What the tests share. tf_keras is imported first: its own regularizers are taken before the package replaces them."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import types
+
+import pytest
+import tf_keras
+from tensorflow.python.util import tf_export
+
+BUILTIN = types.SimpleNamespace(
+    **{
+        name: getattr(tf_keras.regularizers, name)
+        for name in ("L1", "L2", "L1L2", "OrthogonalRegularizer", "l1_l2", "get", "serialize", "deserialize")
+    }
+)
+
+import tfk_regularizers as tfk  # noqa: E402
+
+PARENT = str(pathlib.Path(tfk.__file__).parents[1])
+
+
+@pytest.fixture(scope="session")
+def builtin():
+    """The regularizers of tf_keras itself, as they were before the package was imported."""
+    return BUILTIN
+
+
+@pytest.fixture
+def restored():
+    """Whatever the test does to the registration, to canonical names and to custom objects of tf_keras is undone."""
+    registry = sys.modules[tf_keras.saving.get_registered_name.__module__]
+    tables = (registry._GLOBAL_CUSTOM_OBJECTS, registry._GLOBAL_CUSTOM_NAMES, tf_export._NAME_TO_SYMBOL_MAPPING)
+    before = [dict(table) for table in tables]
+    yield
+    tfk.unregister()
+    for table, content in zip(tables, before, strict=True):
+        table.clear()
+        table.update(content)
+    tfk.register()
+
+
+@pytest.fixture(scope="session")
+def run_python():
+    """Runs a Python program in a process of its own, from which the package can be imported; returns its stdout."""
+
+    def run(*arguments, **environment):
+        env = {key: value for key, value in os.environ.items() if key != "TF_USE_LEGACY_KERAS"}
+        path = os.pathsep.join([PARENT, *filter(None, [env.get("PYTHONPATH")])])
+        env.update(environment, PYTHONPATH=path)
+        done = subprocess.run(
+            [sys.executable, *map(str, arguments)], env=env, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

@@ -1,0 +1,57 @@
+"""How the tests call and differentiate a penalty: eagerly, in a tf.function, and compiled by XLA."""
+
+import numpy as np
+import tensorflow as tf
+
+MODES = ("eager", "graph", "xla")
+
+
+def run(mode, function, *arguments):
+    """function(*arguments) in a mode."""
+    if mode != "eager":
+        function = tf.function(function, jit_compile=mode == "xla" or None, autograph=False)
+    return function(*arguments)
+
+
+def value_and_gradient(penalty):
+    """The function x → (penalty, its gradient), by a tape."""
+
+    def function(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = penalty(x)
+        return value, tape.gradient(value, x)
+
+    return function
+
+
+def hessian_product(penalty):
+    """The function (x, v) → Hessian times v, by two tapes."""
+
+    def function(x, v):
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            _, gradient = value_and_gradient(penalty)(x)
+        return outer.gradient(gradient, x, output_gradients=v, unconnected_gradients="zero")
+
+    return function
+
+
+def forward_derivative(penalty):
+    """The function (x, v) → derivative along v, in forward mode."""
+
+    def function(x, v):
+        with tf.autodiff.ForwardAccumulator(x, v) as accumulator:
+            value = penalty(x)
+        return accumulator.jvp(value)
+
+    return function
+
+
+def assert_close(actual, expected, tolerance):
+    """The largest difference is within `tolerance` of the largest expected number."""
+    actual, expected = (np.asarray(a, np.result_type(np.asarray(a), np.float64)) for a in (actual, expected))
+    assert actual.shape == expected.shape
+    assert np.all(np.isfinite(actual))
+    if actual.size:
+        assert np.abs(actual - expected).max() <= tolerance * max(np.abs(expected).max(), 1e-300)

@@ -1,0 +1,264 @@
+"""Values and gradients of the four penalties, against float64 NumPy and against tf_keras's own."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from differentiation import MODES, assert_close, forward_derivative, hessian_product, run, value_and_gradient
+from oracles import PENALTIES
+
+import tfk_regularizers as tfk
+
+# Of the value, of the gradient. Halves are computed in float32, and only their gradients are rounded to them.
+TOLERANCES = {
+    "float16": (2e-6, 1e-3),
+    "bfloat16": (2e-6, 8e-3),
+    "float32": (2e-6, 2e-6),
+    "float64": (1e-12, 1e-12),
+    "complex64": (2e-6, 2e-6),
+}
+# From 2**18 elements a graph computes L1 and L2 in compiled functions, from 2**22 eager does; above 1024 rows
+# orthogonality is tiled. Nothing here is a multiple of a row length.
+SHAPES = [(3, 4), (4, 3), (64, 64), (300, 1100), (1100, 300), (2000, 300)]
+
+penalties = pytest.mark.parametrize("name", PENALTIES)
+modes = pytest.mark.parametrize("mode", MODES)
+
+
+def normal(shape, dtype="float32", seed=0):
+    values = np.random.default_rng(seed).standard_normal((2, *shape))
+    values = values[0] + 1j * values[1] if tf.as_dtype(dtype).is_complex else values[0]
+    return tf.cast(tf.constant(values), dtype)
+
+
+def exact(x):
+    """The numbers in x as NumPy float64 or complex128."""
+    return tf.cast(x, tf.complex128 if x.dtype.is_complex else tf.float64).numpy()
+
+
+@modes
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, dtype) for name in PENALTIES for dtype in TOLERANCES if name.startswith("l") or dtype != "complex64"],
+)
+def test_value_and_gradient(name, dtype, mode):
+    make, oracle = PENALTIES[name]
+    x = normal((37, 23), dtype)
+    value, gradient = run(mode, value_and_gradient(make(tfk)), x)
+    assert value.dtype == (tf.float32 if x.dtype.size < 4 else x.dtype.real_dtype)
+    assert gradient.dtype == x.dtype
+    expected_value, expected_gradient = oracle(exact(x))
+    assert_close(value, expected_value, TOLERANCES[dtype][0])
+    assert_close(exact(gradient), expected_gradient, TOLERANCES[dtype][1])
+
+
+@modes
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@penalties
+def test_equals_the_built_in(builtin, name, shape, mode):
+    make, _ = PENALTIES[name]
+    x = normal(shape)
+    expected_value, expected_gradient = value_and_gradient(make(builtin))(x)
+    value, gradient = run(mode, value_and_gradient(make(tfk)), x)
+    assert_close(value, expected_value, 2e-6)
+    assert_close(gradient, expected_gradient, 1e-5)
+
+
+@pytest.mark.parametrize("size", [2**18 - 1, 2**18, 2**22 + 7])
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize("name", ["l1", "l2", "l1_l2"])
+def test_large_tensors_of_any_length(name, mode, size):
+    make, oracle = PENALTIES[name]
+    x = normal((size,))
+    value, gradient = run(mode, value_and_gradient(make(tfk)), x)
+    expected_value, expected_gradient = oracle(exact(x))
+    assert_close(value, expected_value, 2e-6)
+    assert_close(gradient, expected_gradient, 2e-6)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["l1", "l2", "l1_l2"])
+def test_sums_do_not_drift_under_xla(name):
+    make, oracle = PENALTIES[name]
+    x = tf.random.stateless_normal([2**26], [1, 2])
+    value = run("xla", make(tfk), x)
+    expected = sum(oracle(part.astype("float64"))[0] for part in np.split(x.numpy(), 16))
+    assert_close(value, expected, 1e-5)
+
+
+@pytest.mark.parametrize("mode", ["rows", "columns"])
+def test_mean_cosine_does_not_drift_under_xla(mode):
+    make, _ = PENALTIES[mode]
+    x = normal((16384, 32) if mode == "rows" else (32, 16384))
+    blocks = exact(x if mode == "rows" else tf.transpose(x))
+    blocks /= np.sqrt((blocks**2).sum(1, keepdims=True))
+    total = sum(np.abs(blocks[i : i + 1024] @ blocks.T).sum() for i in range(0, 16384, 1024)) - 16384
+    assert_close(run("xla", make(tfk), x), 0.3 * total / (16384 * 16383), 1e-5)
+
+
+@penalties
+def test_gradient_equals_finite_differences(name):
+    penalty = PENALTIES[name][0](tfk)
+    x, v = normal((7, 5), "float64", 1), normal((7, 5), "float64", 2)
+    _, gradient = value_and_gradient(penalty)(x)
+    step = 1e-6
+    slope = (penalty(x + step * v) - penalty(x - step * v)) / (2 * step)
+    assert_close(tf.reduce_sum(gradient * v), slope, 1e-8)
+
+
+@modes
+@pytest.mark.parametrize("shape", [(7, 5), (1100, 300)], ids=str)
+@penalties
+def test_second_order_equals_the_built_in(builtin, name, shape, mode):
+    make, _ = PENALTIES[name]
+    x, v = normal(shape, "float64", 1), normal(shape, "float64", 2)
+    expected = hessian_product(make(builtin))(x, v)
+    assert_close(run(mode, hessian_product(make(tfk)), x, v), expected, 1e-6)
+
+
+@modes
+@pytest.mark.parametrize("shape", [(7, 5), (1100, 300)], ids=str)
+@penalties
+def test_forward_mode(name, shape, mode):
+    make, oracle = PENALTIES[name]
+    x, v = normal(shape, "float64", 1), normal(shape, "float64", 2)
+    expected = (oracle(exact(x))[1] * exact(v)).sum()
+    assert_close(run(mode, forward_derivative(make(tfk)), x, v), expected, 1e-10)
+
+
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+@pytest.mark.parametrize("signature", [(None, None), (None, 64), (40, None), None], ids=str)
+@penalties
+def test_unknown_static_shapes(name, signature, mode):
+    make, oracle = PENALTIES[name]
+    x = normal((40, 64))
+    function = tf.function(
+        value_and_gradient(make(tfk)),
+        input_signature=[tf.TensorSpec(signature, tf.float32)],
+        jit_compile=mode == "xla" or None,
+    )
+    value, gradient = function(x)
+    expected_value, expected_gradient = oracle(exact(x))
+    assert_close(value, expected_value, 2e-6)
+    assert_close(gradient, expected_gradient, 2e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@penalties
+def test_halves_neither_overflow_nor_vanish(name, dtype):
+    make, oracle = PENALTIES[name]
+    x = normal((1024, 1024), dtype)
+    value, gradient = value_and_gradient(make(tfk))(x)
+    assert value.dtype == tf.float32
+    assert_close(value, oracle(exact(x))[0], 1e-5)
+    assert np.all(np.isfinite(exact(gradient)))
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "l1_l2"])
+def test_mixed_float16_activity_penalty(name):
+    """tf_keras divides the activity penalty by the batch size afterwards: the sum passes 65504, the mean does not."""
+    make, oracle = PENALTIES[name]
+    layer = tf_keras.layers.Dense(
+        2000, kernel_initializer="ones", activity_regularizer=make(tfk), dtype="mixed_float16", input_shape=(20,)
+    )
+    model = tf_keras.Sequential([layer])
+    model.compile(tf_keras.optimizers.SGD(0.0), "mse")
+    x, y = np.ones((8, 20), "float32"), np.full((8, 2000), 20, "float32")
+    expected = oracle(np.full((8, 2000), 20.0))[0] / 8
+    assert oracle(np.full((8, 2000), 20.0))[0] > 65504
+    history = model.fit(x, y, batch_size=8, epochs=1, verbose=0).history
+    assert_close(history["loss"][0], expected, 2e-6)
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "l1_l2"])
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 0, 3), (2, 3, 4, 5, 2, 2)], ids=str)
+def test_sums_over_any_rank(name, shape):
+    make, oracle = PENALTIES[name]
+    x = normal(shape)
+    value, gradient = value_and_gradient(make(tfk))(x)
+    expected_value, expected_gradient = oracle(exact(x))
+    assert_close(value, expected_value, 2e-6)
+    assert_close(gradient, expected_gradient, 2e-6)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        [[1.0, 2.0], [3.0, -4.0]],
+        np.array([[1.0, 2.0], [3.0, -4.0]]),
+        tf.Variable([[1.0, 2.0], [3.0, -4.0]]),
+        tf.IndexedSlices(tf.constant([[3.0, -4.0], [1.0, 2.0]]), tf.constant([1, 0]), tf.constant([2, 2])),
+    ],
+    ids=["list", "array", "variable", "indexed slices"],
+)
+@penalties
+def test_takes_whatever_converts_to_a_tensor(name, x):
+    make, oracle = PENALTIES[name]
+    assert_close(make(tfk)(x), oracle(np.array([[1.0, 2.0], [3.0, -4.0]]))[0], 1e-6)
+
+
+@penalties
+def test_keras_tensors(builtin, name):
+    """A penalty on a symbolic input, as in `model.add_loss(L2()(x))`, records ops that the built-in's could be."""
+    make, oracle = PENALTIES[name]
+    inputs = tf_keras.Input((3,), batch_size=4)
+    model = tf_keras.Model(inputs, make(tfk)(inputs))
+    x = normal((4, 3))
+    assert_close(model(x), oracle(exact(x))[0], 2e-6)
+    copy = tf_keras.Model.from_config(model.get_config())
+    assert_close(copy(x), oracle(exact(x))[0], 2e-6)
+
+
+@penalties
+def test_integers_are_refused(name):
+    with pytest.raises(TypeError, match=r"must be of a floating.*Received: dtype int32, shape \(2, 2\)"):
+        PENALTIES[name][0](tfk)(tf.constant([[1, 2], [3, 4]]))
+
+
+@penalties
+def test_sparse_tensors_are_refused(name):
+    with pytest.raises(TypeError, match=r"must be dense.*SparseTensor of dtype float32 and shape \(3, 3\)"):
+        PENALTIES[name][0](tfk)(tf.sparse.eye(3))
+
+
+@pytest.mark.parametrize("name", ["l2", "l1_l2", "rows", "columns"])
+def test_ragged_tensors_are_refused(name):
+    with pytest.raises(TypeError, match=r"must be dense.*RaggedTensor of dtype float32"):
+        PENALTIES[name][0](tfk)(tf.ragged.constant([[1.0], [2.0, 3.0]]))
+
+
+def test_l1_of_a_ragged_tensor(builtin):
+    x = tf.ragged.constant([[1.0], [-2.0, 3.0]])
+    assert float(tfk.L1(0.5)(x)) == float(builtin.L1(0.5)(x)) == 3.0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@penalties
+def test_bad_numbers_propagate_as_in_the_built_in(builtin, name, bad):
+    make, _ = PENALTIES[name]
+    x = normal((5, 4)).numpy()
+    x[2, 1] = bad
+    expected, actual = (value_and_gradient(make(module))(tf.constant(x)) for module in (builtin, tfk))
+    np.testing.assert_allclose(actual[0], expected[0], rtol=1e-6)
+    np.testing.assert_allclose(actual[1], expected[1], rtol=1e-5, atol=1e-7)
+
+
+def test_a_zero_factor_leaves_its_term_out_of_l1_l2_alone(builtin):
+    x = tf.constant([np.nan, 1.0])
+    for module in (builtin, tfk):
+        assert float(module.L1L2(0, 0)(x)) == 0
+        assert np.isnan(module.L1L2(0.1, 0)(x))
+        assert np.isnan(module.L1(0)(x))
+        assert np.isnan(module.L2(0)(x))
+    assert tfk.L1L2()(tf.constant([1.0], tf.float64)).dtype == tf.float64
+
+
+def test_l1_l2_with_one_factor_is_the_other_penalty():
+    x = normal((5, 4))
+    assert float(tfk.L1L2(l1=0.3)(x)) == float(tfk.L1(0.3)(x))
+    assert float(tfk.L1L2(l2=0.3)(x)) == float(tfk.L2(0.3)(x))
+
+
+def test_sign_of_zero_is_zero():
+    _, gradient = value_and_gradient(tfk.L1L2(0.5, 0.5))(tf.constant([0.0, -0.0, 2.0]))
+    assert gradient.numpy().tolist() == [0.0, 0.0, 2.5]

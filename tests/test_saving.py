@@ -1,0 +1,336 @@
+"""Every route by which a model is saved and loaded, with this package and without it."""
+
+import copy
+import inspect
+import json
+import pickle
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+import tfk_regularizers as tfk
+
+# float32 holds these factors exactly, so that the built-in writes them unchanged. The keys are names of layers.
+REGULARIZERS = {
+    "l1": ("L1", {"l1": 0.0078125}),
+    "l2": ("L2", {"l2": 0.015625}),
+    "l1_l2": ("L1L2", {"l1": 0.00390625, "l2": 0.03125}),
+    "rows": ("OrthogonalRegularizer", {"factor": 0.0625, "mode": "rows"}),
+    "columns": ("OrthogonalRegularizer", {"factor": 0.5, "mode": "columns"}),
+    "activity": ("L2", {"l2": 0.001953125}),
+}
+
+
+def build(make):
+    """A compiled model with each regularizer and an activity regularizer; make(key) gives the regularizers."""
+    model = tf_keras.Sequential(
+        [
+            tf_keras.layers.Dense(6, kernel_regularizer=make("l1"), bias_regularizer=make("l2"), name="a"),
+            tf_keras.layers.Dense(7, kernel_regularizer=make("l2"), name="b"),
+            tf_keras.layers.Dense(8, kernel_regularizer=make("l1_l2"), name="c"),
+            tf_keras.layers.Dense(5, kernel_regularizer=make("rows"), activity_regularizer=make("activity"), name="d"),
+            tf_keras.layers.Dense(4, kernel_regularizer=make("columns"), name="e"),
+        ],
+        name="model",
+    )
+    model.build((None, 3))
+    model.compile("sgd", "mse")
+    random = np.random.default_rng(0)
+    model.set_weights([random.normal(size=weight.shape).astype("float32") for weight in model.get_weights()])
+    return model
+
+
+def built_from_keras():
+    """The model with what tf_keras.regularizers holds at the moment."""
+    return build(lambda key: getattr(tf_keras.regularizers, REGULARIZERS[key][0])(**REGULARIZERS[key][1]))
+
+
+def describe(model):
+    """The regularizers of a model's layers, their factors and every loss they give."""
+    found = []
+    for layer in model.layers:
+        for attribute in ("kernel_regularizer", "bias_regularizer", "activity_regularizer"):
+            regularizer = getattr(layer, attribute)
+            if regularizer is not None:
+                cls = type(regularizer)
+                found.append([layer.name, attribute, cls.__module__, cls.__name__, regularizer.get_config()])
+    x = tf.reshape(tf.linspace(-1.0, 1.0, 12), (4, 3))
+    model(x)
+    return {
+        "regularizers": found,
+        "losses": sorted(float(loss) for loss in model.losses),
+        "evaluated": model.evaluate(x, tf.ones((4, 4)), verbose=0),
+    }
+
+
+def save_all(model, folder):
+    """The model in every format, under names that end as the format does."""
+    model.save(folder / "model.keras")
+    model.save(folder / "model.h5")
+    model.save(folder / "model", save_format="tf")
+    model.save_weights(folder / "some.weights.h5")
+    model.save_weights(folder / "weights" / "checkpoint", save_format="tf")
+    (folder / "model.json").write_text(model.to_json())
+    (folder / "config.json").write_text(json.dumps(model.get_config()))
+
+
+def load(path):
+    """The model in a file; one from a format without weights and optimizer gets those of the .keras file beside it."""
+    if path.suffix != ".json":
+        return tf_keras.models.load_model(path)
+    if path.name == "model.json":
+        model = tf_keras.models.model_from_json(path.read_text())
+    else:
+        model = tf_keras.Sequential.from_config(json.loads(path.read_text()))
+    model.compile("sgd", "mse")
+    model.set_weights(tf_keras.models.load_model(path.with_name("model.keras")).get_weights())
+    return model
+
+
+FILES = ("model.keras", "model.h5", "model", "model.json", "config.json")
+files = pytest.mark.parametrize("file", FILES)
+
+# A program that never imports the package: it opens what is in one folder and writes its own files into another.
+PLAIN = f"""
+import json, logging, pathlib, sys
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+REGULARIZERS = {REGULARIZERS}
+{"".join(inspect.getsource(f) for f in (build, built_from_keras, describe, save_all, load))}
+theirs, own = map(pathlib.Path, sys.argv[1:])
+model = built_from_keras()
+save_all(model, own)
+report = {{"written": describe(model), "opened": {{file: describe(load(theirs / file)) for file in {FILES}}}}}
+assert not any(name.startswith("tfk_regularizers") for name in sys.modules)
+(own / "report.json").write_text(json.dumps(report))
+"""
+
+pytestmark = [
+    # tf_keras says this on every save to .h5, which is what these tests are about.
+    pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file:UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return built_from_keras()
+
+
+@pytest.fixture(scope="module")
+def description(model):
+    return describe(model)
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    """A folder with the files of a model that has our regularizers, saved before any use as the plain one is."""
+    folder = tmp_path_factory.mktemp("ours")
+    save_all(built_from_keras(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(ours, tmp_path_factory, run_python):
+    """A folder with the files of the same model from a process without this package, and what it found in ours."""
+    folder = tmp_path_factory.mktemp("plain")
+    run_python("-c", PLAIN, ours, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(plain):
+    return json.loads((plain / "report.json").read_text())
+
+
+def assert_same(found, expected, module):
+    """Same classes and factors, from the module, and same losses."""
+    assert [r[:2] + r[3:] for r in found["regularizers"]] == [r[:2] + r[3:] for r in expected["regularizers"]]
+    assert {r[2] for r in found["regularizers"]} == {module}
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-6)
+    assert found["evaluated"] == pytest.approx(expected["evaluated"], rel=1e-6)
+
+
+OURS = tfk.L2.__module__
+
+
+def test_model_has_seven_losses(description):
+    assert len(description["regularizers"]) == len(description["losses"]) == 7
+    assert min(description["losses"]) > 0
+    assert {r[2] for r in description["regularizers"]} == {OURS}
+
+
+@files
+def test_our_file_opened_here(ours, description, file):
+    assert_same(describe(load(ours / file)), description, OURS)
+
+
+@files
+def test_plain_file_opened_here(plain, report, description, file):
+    found = describe(load(plain / file))
+    assert_same(found, report["written"] | {"regularizers": description["regularizers"]}, OURS)
+
+
+@files
+def test_our_file_opened_without_the_package(report, description, builtin, file):
+    assert_same(report["opened"][file], description, builtin.L2.__module__)
+
+
+def test_losses_are_those_of_the_built_in(report, description, builtin):
+    assert_same(report["written"], description, builtin.L2.__module__)
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        lambda model: pickle.loads(pickle.dumps(model)),
+        copy.deepcopy,
+        tf_keras.models.clone_model,
+        lambda model: type(model).from_config(model.get_config()),
+        lambda model: tf_keras.models.model_from_json(model.to_json()),
+    ],
+    ids=["pickle", "deepcopy", "clone_model", "from_config", "from_json"],
+)
+def test_copy_of_a_model(model, description, copied):
+    other = copied(model)
+    other.set_weights(model.get_weights())
+    other.compile("sgd", "mse")
+    assert_same(describe(other), description, OURS)
+    assert other.layers[0].kernel_regularizer is not model.layers[0].kernel_regularizer
+
+
+# What is written
+
+
+def config_in_keras(folder):
+    with zipfile.ZipFile(folder / "model.keras") as file:
+        return json.loads(file.read("config.json"))
+
+
+def config_in_h5(folder):
+    with h5py.File(folder / "model.h5") as file:
+        return json.loads(file.attrs["model_config"])
+
+
+def config_in_saved_model(folder):
+    metadata = (folder / "model" / "keras_metadata.pb").read_bytes()
+    start = metadata.index(b'{"name": "model"')
+    return json.JSONDecoder().raw_decode(metadata[start:].decode(errors="replace"))[0]["config"]
+
+
+def config_in_json(folder):
+    return json.loads((folder / "model.json").read_text())
+
+
+def config_of_model(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [config_in_keras, config_in_h5, config_in_saved_model, config_in_json, config_of_model],
+    ids=lambda function: function.__name__.removeprefix("config_"),
+)
+def test_config_is_the_one_of_plain_tf_keras(ours, plain, config):
+    text = json.dumps(config(ours))
+    assert text == json.dumps(config(plain))
+    assert "OrthogonalRegularizer" in text
+    assert "tfk_regularizers" not in text
+
+
+@files
+def test_name_of_the_package_is_in_no_file(ours, file):
+    paths = [ours / file] if (ours / file).is_file() else [path for path in (ours / file).rglob("*") if path.is_file()]
+    assert paths
+    assert not any(b"tfk_regularizers" in path.read_bytes() for path in paths)
+
+
+@pytest.mark.usefixtures("restored")
+def test_factor_0_01_is_written_as_0_01():
+    def written():
+        layer = tf_keras.layers.Dense(2, kernel_regularizer="l1_l2", input_shape=(3,))
+        return json.loads(tf_keras.Sequential([layer]).to_json())["config"]["layers"][1]["config"]["kernel_regularizer"]
+
+    ours = written()
+    tfk.unregister()
+    builtin = written()
+    assert ours["config"] == {"l1": 0.01, "l2": 0.01}
+    assert builtin["config"] == {"l1": 0.009999999776482582, "l2": 0.009999999776482582}
+    assert ours | {"config": {}} == builtin | {"config": {}}
+
+
+# Weights alone
+
+
+def variables(path):
+    """Name and value of each variable of a weight file."""
+    if path.suffix == ".h5":
+        found = {}
+        with h5py.File(path) as file:
+            file.visititems(lambda name, item: found.update({name: item[()]} if isinstance(item, h5py.Dataset) else {}))
+        return found
+    return {name: tf.train.load_variable(path, name) for name, _ in tf.train.list_variables(path)}
+
+
+@pytest.mark.parametrize("file", ["some.weights.h5", "weights/checkpoint"], ids=["h5", "tf"])
+def test_weight_file_is_the_one_of_plain_tf_keras(ours, plain, file):
+    found, expected = variables(ours / file), variables(plain / file)
+    assert found.keys() == expected.keys()
+    assert sum(np.size(value) for value in found.values()) > 200
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+@pytest.mark.parametrize("file", ["some.weights.h5", "weights/checkpoint"], ids=["h5", "tf"])
+def test_plain_weight_file_is_loaded(plain, model, file):
+    other = tf_keras.models.clone_model(model)
+    status = other.load_weights(plain / file)
+    if status is not None:
+        status.assert_existing_objects_matched().expect_partial()
+    for value, expected in zip(other.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
+# Further
+
+
+def test_losses_of_a_saved_model_without_keras(ours, description):
+    loaded = tf.saved_model.load(str(ours / "model"))
+    weight_losses = sorted(float(loss()) for loss in loaded.regularization_losses)
+    assert len(weight_losses) == 6
+    assert all(any(loss == pytest.approx(other, rel=1e-6) for other in description["losses"]) for loss in weight_losses)
+
+
+class Stronger(tfk.L2):
+    """A user's subclass of ours."""
+
+
+@pytest.mark.parametrize("file", ["model.keras", "model.h5", "model"])
+def test_subclass_of_the_user_is_saved_as_itself(builtin, tmp_path, file):
+    class StrongerBuiltIn(builtin.L2):
+        def get_config(self):
+            return super().get_config()
+
+    layers = [
+        tf_keras.layers.Dense(2, kernel_regularizer=Stronger(0.5), input_shape=(3,)),
+        tf_keras.layers.Dense(2, kernel_regularizer=StrongerBuiltIn(0.25)),
+    ]
+    model = tf_keras.Sequential(layers)
+    model.save(tmp_path / file)
+    objects = {"Stronger": Stronger, "StrongerBuiltIn": StrongerBuiltIn}
+    loaded = tf_keras.models.load_model(tmp_path / file, custom_objects=objects)
+    assert [type(layer.kernel_regularizer) for layer in loaded.layers] == [Stronger, StrongerBuiltIn]
+    assert [float(loss) for loss in loaded.losses] == [float(loss) for loss in model.losses]
+
+
+def test_shared_regularizer_is_loaded_wherever_it_was(tmp_path):
+    shared = tfk.L2(0.5)
+    layers = [tf_keras.layers.Dense(2, kernel_regularizer=shared, bias_regularizer=shared, input_shape=(3,))]
+    tf_keras.Sequential(layers).save(tmp_path / "model.keras")
+    layer = tf_keras.models.load_model(tmp_path / "model.keras").layers[0]
+    assert repr(layer.kernel_regularizer) == repr(layer.bias_regularizer) == "L2(l2=0.5)"
