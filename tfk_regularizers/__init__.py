@@ -2,9 +2,18 @@
 
 from tf_keras.regularizers import Regularizer
 
+from tfk_regularizers._callbacks import PenaltyLogger
 from tfk_regularizers._identifiers import deserialize, get, serialize
+from tfk_regularizers._models import penalties, set_regularizers
 from tfk_regularizers._registration import register, unregister
-from tfk_regularizers._regularizers import L1, L1L2, L2, OrthogonalRegularizer, l1_l2
+from tfk_regularizers._regularizers import (
+    L1,
+    L1L2,
+    L2,
+    OrthogonalRegularizer,
+    SampledOrthogonalRegularizer,
+    l1_l2,
+)
 
 l1 = L1
 l2 = L2
@@ -17,15 +26,19 @@ __all__ = [
     "L1L2",
     "L2",
     "OrthogonalRegularizer",
+    "PenaltyLogger",
     "Regularizer",
+    "SampledOrthogonalRegularizer",
     "deserialize",
     "get",
     "l1",
     "l1_l2",
     "l2",
     "orthogonal_regularizer",
+    "penalties",
     "register",
     "serialize",
+    "set_regularizers",
     "unregister",
 ]
 

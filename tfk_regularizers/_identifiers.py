@@ -7,7 +7,15 @@ import warnings
 import tf_keras
 
 from tfk_regularizers import _keras
-from tfk_regularizers._regularizers import L1, L1L2, L2, OrthogonalRegularizer, l1_l2, shown
+from tfk_regularizers._regularizers import (
+    L1,
+    L1L2,
+    L2,
+    OrthogonalRegularizer,
+    SampledOrthogonalRegularizer,
+    l1_l2,
+    shown,
+)
 
 _CLASSES: dict[str, type] = {
     "l1": L1,
@@ -17,9 +25,11 @@ _CLASSES: dict[str, type] = {
     "L1L2": L1L2,
     "OrthogonalRegularizer": OrthogonalRegularizer,
     "orthogonal_regularizer": OrthogonalRegularizer,
+    "SampledOrthogonalRegularizer": SampledOrthogonalRegularizer,
 }
 _LIBRARIES = ("tf_keras", "tfk_regularizers")  # what they register is not the user's own
 IDENTIFIERS = ("l1", "l2", "l1_l2", "L1", "L2", "L1L2", "orthogonal_regularizer", "OrthogonalRegularizer")
+_KNOWN = ("l1_l2", *_CLASSES)
 
 
 def get(identifier):
@@ -113,7 +123,7 @@ def deserialize(config, custom_objects=None, use_legacy_format=False):
     names, arguments = _parse(config)
     custom = _keras.custom_objects(custom_objects)
     is_custom = any(name in custom for name in names)
-    if not is_custom and names[0] not in IDENTIFIERS:
+    if not is_custom and names[0] not in _KNOWN:
         raise ValueError(_unknown(names[0], custom))
     if config == "l1_l2" or (names[0] == "l1_l2" and not is_custom):
         return l1_l2(**arguments)

@@ -1,6 +1,10 @@
 """Every touch of an internal of Keras, each checked, each with its reason."""
 
 import contextlib
+import copy
+import functools
+import inspect
+import re
 import sys
 from types import ModuleType
 from typing import Any
@@ -32,7 +36,7 @@ if KERAS3 is not None:
 def check_supported(names: Any) -> None:
     """Raise ImportError unless every internal that registration needs is where it is expected."""
     missing = [name for name in ("keras_export", *names) if not hasattr(SOURCE, name)]
-    missing += [name for name in names if not hasattr(getattr(SOURCE, name, None), "_keras_api_names")]
+    missing += [name for name in names if "_keras_api_names" not in vars(getattr(SOURCE, name, object))]
     if missing:
         raise ImportError(
             f"tfk_regularizers supports {SUPPORTED}, and the installed tf-keras {tf_keras.__version__} lacks "
@@ -45,7 +49,7 @@ def export_like(new: Any, old: Any) -> None:
 
     One without the other is worse than neither: files would name a class that they do not open with.
     """
-    SOURCE.keras_export(*old._keras_api_names, v1=list(old._keras_api_names_v1))(new)
+    SOURCE.keras_export(*old._keras_api_names, v1=old._keras_api_names_v1)(new)
 
 
 def forget_export(obj: Any) -> None:
@@ -55,14 +59,15 @@ def forget_export(obj: Any) -> None:
             delattr(obj, attribute)
 
 
-def replace_everywhere(old: Any, new: Any) -> None:
-    """Rebind `old` to `new` in the defining module and in all that re-export it under tf_keras and tensorflow."""
+def replace_everywhere(pairs: list[tuple[Any, Any]]) -> None:
+    """Rebind each old object to its new one in the defining module and in those of tf_keras and tensorflow like it."""
+    new = {id(old): new for old, new in pairs}
     for name, module in list(sys.modules.items()):
-        path = name.split(".")
-        if module is None or path[0] not in ("tf_keras", "tensorflow") or path[-1] != "regularizers":
+        if module is None or not name.endswith(".regularizers") or name.split(".")[0] not in ("tf_keras", "tensorflow"):
             continue
-        for key in [key for key, value in list(vars(module).items()) if value is old]:
-            setattr(module, key, new)
+        for key, value in list(vars(module).items()):
+            if id(value) in new:
+                setattr(module, key, new[id(value)])
 
 
 def keras3_identifiers() -> dict[str, Any] | None:
@@ -89,3 +94,191 @@ def custom_objects(given: dict[str, Any] | None = None) -> dict[str, Any]:
     registry = sys.modules[tf_keras.saving.get_registered_name.__module__]
     scoped = getattr(registry, "_THREAD_LOCAL_CUSTOM_OBJECTS", None)
     return {**(given or {}), **getattr(scoped, "__dict__", {}), **tf_keras.saving.get_custom_objects()}
+
+
+MODEL_BASES: tuple[type, ...] = (tf_keras.Model,)
+if KERAS3 is not None:
+    MODEL_BASES += (KERAS3.Model,)
+
+
+def sublayers(layer: Any) -> list[Any]:
+    """The layers that a layer of either Keras holds itself; only a model has a public list, and not of all of them."""
+    return list(layer._flatten_layers(recursive=False, include_self=False))
+
+
+def own_weights(layer: Any) -> list[Any]:
+    """The weights of a layer of either Keras that are none of its sublayers', in order of creation."""
+    inner = {id(variable) for sublayer in sublayers(layer) for variable in sublayer.weights}
+    return [variable for variable in layer.weights if id(variable) not in inner]
+
+
+def regularized_weight(layer: Any, keyword: str) -> list[Any]:
+    """The variables of the weight that `X_regularizer` regularizes, the attribute `X` or `X_kernel`; none without it.
+
+    An RNN layer has the keyword as a property that reads its cell, and is passed over: the cell is a layer itself.
+    """
+    if keyword not in vars(layer) or not keyword.endswith("_regularizer"):
+        return []
+    name = keyword.removesuffix("_regularizer")
+    weight = getattr(layer, name, None)
+    return _shards(weight if weight is not None else getattr(layer, f"{name}_kernel", None))
+
+
+def _shards(weight: Any) -> list[Any]:
+    """A weight as a list of variables, of several where a parameter server strategy has partitioned it."""
+    if type(weight).__name__ == "ShardedVariable":
+        return list(weight.variables)
+    return [weight] if isinstance(weight, tf.Variable) else []
+
+
+def weight_losses(layer: Any, model: Any = None) -> list[tuple[Any, Any]]:
+    """The regularized variables of a layer, each with the function that gives its penalty.
+
+    Keras 3 has the regularizer as a public attribute of the variable, and penalizes what is trainable in the model.
+    """
+    if isinstance(layer, tf_keras.layers.Layer):
+        pairs = [(_regularized_variable(loss), loss) for loss in layer._callable_losses]
+        return [(variable, loss) for variable, loss in pairs if variable is not None]
+    penalized = {id(variable) for variable in model.trainable_weights if variable.regularizer is not None}
+    variables = [variable for variable in own_weights(layer) if id(variable) in penalized]
+    return [(variable, functools.partial(variable.regularizer, variable)) for variable in variables]
+
+
+def _regularized_variable(loss: Any) -> Any:
+    """The variable of a loss that `add_weight` made, told by its function; None for a loss of the user's own."""
+    inner = (getattr(loss, "args", None) or [None])[0]
+    name = getattr(getattr(inner, "func", None), "__qualname__", "")
+    return inner.args[0] if name.endswith("_handle_weight_regularization.<locals>._loss_for_variable") else None
+
+
+def set_weight_regularizer(
+    layer: Any, keyword: str, variables: list[Any], regularizer: Any, undo: contextlib.ExitStack
+) -> None:
+    """Let a built layer penalize a weight as if constructed so; on such a layer the attribute alone changes nothing."""
+    undo.callback(layer._callable_losses.__setitem__, slice(None), list(layer._callable_losses))
+    ids = {id(variable) for variable in variables}
+    layer._callable_losses[:] = [loss for loss in layer._callable_losses if id(_regularized_variable(loss)) not in ids]
+    if regularizer is not None:
+        for variable in variables:
+            layer._handle_weight_regularization(variable.name.split(":")[0], variable, regularizer)
+        # The order in which a rebuilt layer has them; what is not a weight's, the user's own, comes last.
+        order = {id(variable): position for position, variable in enumerate(layer.weights)}
+        layer._callable_losses.sort(key=lambda loss: order.get(id(_regularized_variable(loss)), len(order)))
+    penalized = [variable for variable, _ in weight_losses(layer) if id(variable) in ids]
+    if len(penalized) != (0 if regularizer is None else len(variables)):
+        raise RuntimeError(
+            f"tfk_regularizers supports {SUPPORTED}. The installed tf-keras {tf_keras.__version__} keeps the penalties "
+            "of weights elsewhere."
+        )
+    _assign(layer, keyword, regularizer, undo)
+
+
+def takes_activity_regularizer(layer: Any) -> bool:
+    """Whether the constructor takes an activity regularizer by name: just these layers write it to their config.
+
+    All but EinsumDense, which takes it by name and drops it.
+    """
+    if isinstance(layer, tf_keras.layers.EinsumDense):
+        return False
+    constructors = [vars(cls)["__init__"] for cls in type(layer).__mro__ if "__init__" in vars(cls)]
+    return any("activity_regularizer" in inspect.signature(constructor).parameters for constructor in constructors)
+
+
+def set_activity_regularizer(layer: Any, regularizer: Any, undo: contextlib.ExitStack) -> None:
+    """Replace the regularizer of a layer's output, and drop the penalties of the old one.
+
+    The eager losses are those of the last call; the next call makes them anew.
+    """
+    for losses in (layer._losses, layer._eager_losses):
+        undo.callback(losses.__setitem__, slice(None), list(losses))
+    old = {id(loss) for loss in activity_losses(layer)}
+    layer._losses[:] = [loss for loss in layer._losses if id(loss) not in old]
+    layer._eager_losses[:] = []
+    _assign(layer, "activity_regularizer", regularizer, undo)
+
+
+def activity_losses(layer: Any) -> list[Any]:
+    """What an activity regularizer given at construction leaves in a Functional model, told by its name scope."""
+    return [loss for loss in layer._losses if re.search(r"ActivityRegularizer(_\d+)?/", loss.name)]
+
+
+def sample_outputs(layer: Any) -> list[Any]:
+    """Zeros of the shape of a layer's outputs, one example of them; none where the shape is known to a call alone."""
+    try:
+        outputs = tf.nest.flatten(layer.get_output_at(0))
+    except (AttributeError, RuntimeError, ValueError):
+        return []
+    return [tf.zeros([size or 1 for size in output.shape], output.dtype) for output in outputs]
+
+
+def update_config_of_owner(owner: Any, keyword: str, undo: contextlib.ExitStack) -> None:
+    """Bring what a layer would save in line with the layers inside it, where its config does not come from them.
+
+    A MultiHeadAttention saves one regularizer for all its projections. A Bidirectional saves the unbuilt layer that it
+    copied for both directions, and a config that it took of a backward layer of its own.
+    """
+    if isinstance(owner, tf_keras.layers.MultiHeadAttention):
+        projections = [layer for layer in sublayers(owner) if isinstance(layer, tf_keras.layers.EinsumDense)]
+        regularizer = getattr(projections[0], keyword)
+        if any(getattr(layer, keyword) is not regularizer for layer in projections):
+            raise ValueError(
+                f"The config of {owner.name!r}, a MultiHeadAttention, holds one `{keyword}` for all its projections. "
+                "Expected `where` to choose all of them or none."
+            )
+        _assign(owner, f"_{keyword}", regularizer, undo)
+    elif isinstance(owner, tf_keras.layers.Bidirectional):
+        pairs = zip(owner.layer._flatten_layers(), owner.forward_layer._flatten_layers(), strict=False)
+        for template, layer in pairs:
+            for name in [name for name in vars(layer) if name.endswith("_regularizer")]:
+                _assign(template, name, getattr(layer, name), undo)
+        differ = _direction(owner.forward_layer) != _direction(owner.backward_layer)
+        if differ or hasattr(owner, "_backward_layer_config"):
+            config = tf_keras.saving.serialize_keras_object(owner.backward_layer)
+            config["config"]["name"] = owner.backward_layer.name.removeprefix("backward_")
+            _assign(owner, "_backward_layer_config", config, undo)
+
+
+def _direction(layer: Any) -> dict[str, Any]:
+    """The config of one direction of a Bidirectional, without what tells the two apart in any case."""
+    return {key: value for key, value in layer.get_config().items() if key not in ("name", "go_backwards")}
+
+
+def _assign(obj: Any, name: str, value: Any, undo: contextlib.ExitStack) -> None:
+    """Set an attribute, and note how to take that back."""
+    if hasattr(obj, name):
+        undo.callback(setattr, obj, name, getattr(obj, name))
+    else:
+        undo.callback(delattr, obj, name)
+    setattr(obj, name, value)
+
+
+def forget_traces(model: Any) -> None:
+    """Let a model trace its steps anew: a traced one keeps the losses that it was traced with."""
+    for name in ("train_function", "train_tf_function", "test_function", "predict_function"):
+        if getattr(model, name, None) is not None:
+            setattr(model, name, None)
+
+
+def call_recorded(loss: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
+    """Call a compiled loss, all but the update of its mean: the loss, and the value and weight meant for that update.
+
+    All three are None where the compiled loss has nothing to compute.
+    """
+    if not loss.built:
+        loss.build(y_pred)
+    # A copy for this call alone, because replicas run in threads; it shares all that `build` made.
+    loss = copy.copy(loss)
+    loss._total_loss_mean = mean = _Recorder()
+    return loss(y_true, y_pred, sample_weight), mean.value, mean.weight
+
+
+class _Recorder:
+    value = weight = None
+
+    def update_state(self, value, sample_weight=None):
+        self.value, self.weight = value, sample_weight
+
+
+def common_dtype(losses: list[Any]) -> list[Any]:
+    """Losses in the one dtype in which Keras adds them: under mixed precision some are halves and some are not."""
+    return sys.modules[tf_keras.losses.Loss.__module__].losses_utils.cast_losses_to_common_dtype(losses)

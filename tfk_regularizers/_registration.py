@@ -4,12 +4,20 @@ import threading
 
 import tf_keras
 
-from tfk_regularizers import _keras
+from tfk_regularizers import _callbacks, _keras
 from tfk_regularizers._identifiers import IDENTIFIERS, deserialize, get, serialize
-from tfk_regularizers._regularizers import L1, L1L2, L2, OrthogonalRegularizer, l1_l2
+from tfk_regularizers._regularizers import (
+    L1,
+    L1L2,
+    L2,
+    OrthogonalRegularizer,
+    SampledOrthogonalRegularizer,
+    l1_l2,
+)
 
 PACKAGE = "tfk_regularizers"
 _CLASSES = (L1, L2, L1L2, OrthogonalRegularizer)
+_NEW_CLASSES = (SampledOrthogonalRegularizer,)  # what no built-in can read
 _OURS = {obj.__name__: obj for obj in (*_CLASSES, l1_l2, get, serialize, deserialize)}
 
 _lock = threading.RLock()
@@ -27,8 +35,9 @@ def register():
     """Puts this package's regularizers in the place of tf_keras's. Importing the package has done it already.
 
     Afterwards the eight strings, configs and saved files give this package's classes, and `tf_keras.regularizers` (and
-    `tf.keras.regularizers` under `TF_USE_LEGACY_KERAS=1`) holds them. What is saved stays a plain Keras file. In
-    Keras 3 the classes are registered as custom objects, and the string `"l1_l2"` is added; nothing else changes.
+    `tf.keras.regularizers` under `TF_USE_LEGACY_KERAS=1`) holds them. What is saved stays a plain Keras file.
+    `tf_keras.Model.fit` and `evaluate` are wrapped, to serve a `PenaltyLogger` among their callbacks. In Keras 3 the
+    classes are registered as custom objects, and the string `"l1_l2"` is added; nothing else changes.
 
     It may be called any number of times, from any thread. A class that was taken out of `tf_keras.regularizers` before,
     by `from tf_keras.regularizers import L2`, stays the built-in one.
@@ -53,7 +62,10 @@ def register():
             for cls in _CLASSES:
                 # For reading alone: written into files, this name would keep them from opening without the package.
                 tf_keras.saving.get_custom_objects()[_registered_name(cls)] = cls
+            for cls in _NEW_CLASSES:
+                tf_keras.saving.register_keras_serializable(PACKAGE)(cls)
             _register_in_keras3()
+            _callbacks.install()
             _check()
         except Exception as error:
             unregister()
@@ -83,10 +95,11 @@ def unregister():
         for name in _replaced:
             _keras.forget_export(_OURS[name])
         _replaced.clear()
-        for cls in _CLASSES:
+        for cls in (*_CLASSES, *_NEW_CLASSES):
             _keras.forget_custom_object(tf_keras, cls, _registered_name(cls))
             if _keras.KERAS3 is not None:
                 _keras.forget_custom_object(_keras.KERAS3, cls, _registered_name(cls))
+        _callbacks.uninstall()
         table = _keras.keras3_identifiers()
         if table is not None and table.get("l1_l2") is _DefaultL1L2:
             del table["l1_l2"]
@@ -99,7 +112,7 @@ def _registered_name(cls):
 def _register_in_keras3():
     if _keras.KERAS3 is None:
         return
-    for cls in _CLASSES:
+    for cls in (*_CLASSES, *_NEW_CLASSES):
         _keras.KERAS3.saving.register_keras_serializable(PACKAGE)(cls)
     table = _keras.keras3_identifiers()
     if table is not None:

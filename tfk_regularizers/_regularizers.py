@@ -1,6 +1,7 @@
 """The regularizers: each validates and holds its factors, calls a penalty and describes itself."""
 
 import math
+import operator
 import reprlib
 
 import numpy as np
@@ -9,12 +10,21 @@ import tensorflow as tf
 from tfk_regularizers import _keras, _orthogonality, _penalties
 
 
-class Penalty(*_keras.REGULARIZER_BASES):  # type: ignore[misc]
-    """What the regularizers of this package share: a `Regularizer` of tf_keras and of whichever Keras `tf.keras` is."""
+class Penalty(*_keras.REGULARIZER_BASES, tf.__internal__.tracking.AutoTrackable):  # type: ignore[misc]
+    """What the regularizers share: a `Regularizer` of tf_keras and of whichever Keras `tf.keras` is.
+
+    It is trackable, so that checkpoints and SavedModels find a variable that serves as a factor, and so lightly that
+    `model.weights` does not.
+    """
 
     def __repr__(self):
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
         return f"{type(self).__name__}({arguments})"
+
+    def __getstate__(self):
+        """For pickle and deepcopy: the attributes, and of a variable its current value."""
+        state = {name: value for name, value in vars(self).items() if not name.startswith("_self_")}
+        return {name: _current(value) if isinstance(value, tf.Variable) else value for name, value in state.items()}
 
 
 class L1(Penalty):
@@ -29,7 +39,9 @@ class L1(Penalty):
 
     Args:
         l1: A finite number, the factor of the penalty; `None` means the default. Defaults to 0.01. Mutable, and read at
-            each call.
+            each call. Or a scalar floating `tf.Variable(..., trainable=False)`, which is read at each call inside
+            traced and compiled functions too: `assign` takes effect at the next step. What files, `clone_model` and
+            `deepcopy` carry is its current value; `tf.train.Checkpoint` restores the variable.
         **kwargs: `l`, the name that `l1` had in old versions of Keras.
 
     Raises:
@@ -47,7 +59,7 @@ class L1(Penalty):
 
     def __init__(self, l1=0.01, **kwargs):
         l1 = _only_legacy_name(kwargs, "L1", l1)
-        self.l1 = _finite("l1", 0.01 if l1 is None else l1)
+        self.l1 = _factor("l1", 0.01 if l1 is None else l1)
 
     def __call__(self, x):
         if isinstance(x, tf.RaggedTensor):
@@ -55,7 +67,7 @@ class L1(Penalty):
         return _scaled(self.l1, _penalties.absolute_sum(_tensor("L1", x)))
 
     def get_config(self):
-        return {"l1": float(self.l1)}
+        return {"l1": _current(self.l1)}
 
 
 class L2(Penalty):
@@ -70,7 +82,7 @@ class L2(Penalty):
 
     Args:
         l2: A finite number, the factor of the penalty; `None` means the default. Defaults to 0.01. Mutable, and read at
-            each call.
+            each call. Or a variable, as for `L1`.
         **kwargs: `l`, the name that `l2` had in old versions of Keras.
 
     Raises:
@@ -88,13 +100,45 @@ class L2(Penalty):
 
     def __init__(self, l2=0.01, **kwargs):
         l2 = _only_legacy_name(kwargs, "L2", l2)
-        self.l2 = _finite("l2", 0.01 if l2 is None else l2)
+        self.l2 = _factor("l2", 0.01 if l2 is None else l2)
 
     def __call__(self, x):
         return _scaled(2.0 * self.l2, _penalties.half_square_sum(_tensor("L2", x)))
 
+    @classmethod
+    def from_weight_decay(cls, decay):
+        """Returns the `L2` whose gradient is `decay * x`, which is `L2(decay / 2)`.
+
+        Weight decay is defined by what it does to a step, L2 by what it adds to the loss, and `l2 * Σx²` has the
+        gradient `2 * l2 * x`: hence the factor of two between the two numbers. With this regularizer an SGD step of
+        learning rate η takes the weights to `(1 - η * decay) * x` before the data's gradient is subtracted, as
+        `torch.optim.SGD(lr=η, weight_decay=decay)` does, momentum included.
+
+        It equals *decoupled* weight decay (AdamW, `weight_decay=` of a tf_keras optimizer) under plain SGD alone. An
+        adaptive optimizer divides the penalty's gradient, like any other, by the size of past gradients, so weights
+        with large gradients decay less; AdamW does not. There is then no `l2` that does the same. Both shrink with the
+        learning rate: the weights decay by η times `decay`, so a schedule that lowers η lowers the decay of each step.
+        The equilibrium depends on the product, and whoever changes η may want to change `decay` inversely.
+
+        Args:
+            decay: A finite number, the share of a weight that a step of learning rate 1 removes.
+
+        Returns:
+            An `L2`.
+
+        Raises:
+            ValueError: If `decay` is not a finite number.
+
+        >>> L2.from_weight_decay(1e-4)
+        L2(l2=5e-05)
+
+        References:
+            Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019.
+        """
+        return cls(_finite("decay", decay) / 2)
+
     def get_config(self):
-        return {"l2": float(self.l2)}
+        return {"l2": _current(self.l2)}
 
 
 class L1L2(Penalty):
@@ -110,7 +154,7 @@ class L1L2(Penalty):
     Args:
         l1: A finite number, the factor of the sum of absolute values; `None` means the default. Defaults to 0.0.
         l2: A finite number, the factor of the sum of squares; `None` means the default. Defaults to 0.0. Both are
-            mutable, and read at each call.
+            mutable, and read at each call. Or variables, as for `L1`.
 
     Raises:
         ValueError: If `l1` or `l2` is not a finite number.
@@ -126,8 +170,8 @@ class L1L2(Penalty):
     """
 
     def __init__(self, l1=0.0, l2=0.0):
-        self.l1 = _finite("l1", 0.0 if l1 is None else l1)
-        self.l2 = _finite("l2", 0.0 if l2 is None else l2)
+        self.l1 = _factor("l1", 0.0 if l1 is None else l1)
+        self.l2 = _factor("l2", 0.0 if l2 is None else l2)
 
     def __call__(self, x):
         x = _tensor("L1L2", x)
@@ -137,10 +181,13 @@ class L1L2(Penalty):
             return _scaled(2.0 * self.l2, _penalties.half_square_sum(x))
         if _is_zero(self.l2):
             return _scaled(self.l1, _penalties.absolute_sum(x))
+        if isinstance(self.l1, tf.Variable) or isinstance(self.l2, tf.Variable):
+            absolute, half_square = _penalties.absolute_sum(x), _penalties.half_square_sum(x)
+            return _scaled(self.l1, absolute) + _scaled(2.0 * self.l2, half_square)
         return _penalties.elastic_net(x, float(self.l1), float(self.l2))
 
     def get_config(self):
-        return {"l1": float(self.l1), "l2": float(self.l2)}
+        return {"l1": _current(self.l1), "l2": _current(self.l2)}
 
 
 class OrthogonalRegularizer(Penalty):
@@ -172,7 +219,8 @@ class OrthogonalRegularizer(Penalty):
     computed in float32 and give a float32 result.
 
     Args:
-        factor: A finite number, the factor of the penalty. Defaults to 0.01. Mutable, and read at each call.
+        factor: A finite number, the factor of the penalty. Defaults to 0.01. Mutable, and read at each call. Or a
+            variable, as for `L1`.
         mode: `"rows"` or `"columns"`. Defaults to `"rows"`.
 
     Raises:
@@ -193,10 +241,8 @@ class OrthogonalRegularizer(Penalty):
     """
 
     def __init__(self, factor=0.01, mode="rows"):
-        self.factor = _finite("factor", factor)
-        if not isinstance(mode, str) or mode not in ("rows", "columns"):
-            raise invalid("mode", 'one of {"rows", "columns"}', mode)
-        self.mode = str(mode)
+        self.factor = _factor("factor", factor)
+        self.mode = _row_or_column_mode(mode)
 
     def __call__(self, inputs):
         x = _matrix("OrthogonalRegularizer", inputs)
@@ -205,7 +251,59 @@ class OrthogonalRegularizer(Penalty):
         return _scaled(self.factor, _orthogonality.mean_absolute_cosine(x))
 
     def get_config(self):
-        return {"factor": float(self.factor), "mode": self.mode}
+        return {"factor": _current(self.factor), "mode": self.mode}
+
+
+class SampledOrthogonalRegularizer(Penalty):
+    """Pushes the rows (or columns) of a huge table to be orthogonal, by a fresh sample of them at each call.
+
+    Formula: that of `OrthogonalRegularizer` on `sample_size` rows (or columns), drawn uniformly without replacement at
+    each call, also inside a traced function; on all of them, exactly, if there are no more. An unbiased estimate of the
+    same mean. Gradient: that of the formula, for the drawn rows alone (`IndexedSlices` for the rows of a variable).
+
+    Time: O(n + sample_size² d) instead of O(n² d) for n rows of d elements. Peak memory: that of
+    `OrthogonalRegularizer` on `sample_size` rows, and n numbers to draw them by.
+
+    `tf.random.set_seed` makes the draws repeatable in eager mode and in a `tf.function`. XLA draws its random numbers
+    from a generator of its own, which TensorFlow gives no way to seed: there they are fresh, but not repeatable.
+
+    tf_keras has no such class. It is registered as `tfk_regularizers>SampledOrthogonalRegularizer`, and a file that
+    contains one opens only where this package is imported.
+
+    Args:
+        factor: A finite number, the factor of the penalty; or a variable, as for `L1`. Defaults to 0.01.
+        mode: `"rows"` or `"columns"`. Defaults to `"rows"`.
+        sample_size: An integer of at least 2, the number of rows (or columns) to draw. Defaults to 4096.
+
+    Raises:
+        ValueError: If `factor` is not a finite number, `mode` is none of the two or `sample_size` is not an integer of
+            at least 2; when called, if x has fewer than two axes.
+        TypeError: When called, if x is not of a floating dtype.
+
+    >>> SampledOrthogonalRegularizer(factor=0.5, sample_size=512)
+    SampledOrthogonalRegularizer(factor=0.5, mode='rows', sample_size=512)
+    >>> float(SampledOrthogonalRegularizer(factor=1.0, sample_size=2)([[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]]))
+    0.0
+    """
+
+    def __init__(self, factor=0.01, mode="rows", sample_size=4096):
+        self.factor = _factor("factor", factor)
+        self.mode = _row_or_column_mode(mode)
+        self.sample_size = _sample_size(sample_size)
+
+    def __call__(self, inputs):
+        # Rows are gathered from a variable itself: reading a huge one first would copy it.
+        is_table = isinstance(inputs, tf.Variable) and inputs.shape.rank == 2 and inputs.dtype.is_floating
+        if not (is_table and self.mode == "rows"):
+            inputs = _matrix("SampledOrthogonalRegularizer", inputs)
+        axis = 0 if self.mode == "rows" else 1
+        sample = _orthogonality.sampled(inputs, self.sample_size, axis)
+        if self.mode == "columns":
+            sample = tf.transpose(sample)
+        return _scaled(self.factor, _orthogonality.mean_absolute_cosine(sample))
+
+    def get_config(self):
+        return {"factor": _current(self.factor), "mode": self.mode, "sample_size": self.sample_size}
 
 
 def l1_l2(l1=0.01, l2=0.01):
@@ -263,12 +361,46 @@ def _finite(argument, value):
     return number
 
 
+def _row_or_column_mode(mode):
+    if not isinstance(mode, str) or mode not in ("rows", "columns"):
+        raise invalid("mode", 'one of {"rows", "columns"}', mode)
+    return str(mode)
+
+
+def _sample_size(value):
+    try:
+        size = operator.index(value)
+    except TypeError:
+        size = 0
+    if size < 2:
+        raise invalid("sample_size", "an integer of at least 2", value)
+    return size
+
+
+def _factor(argument, value):
+    """The value as a Python float; or as it is, if it is a variable to be read at each call."""
+    if not hasattr(value, "assign"):
+        return _finite(argument, value)
+    if not isinstance(value, tf.Variable) or value.shape != () or not value.dtype.is_floating or value.trainable:
+        expected = "a finite number, or a scalar floating tf.Variable(..., trainable=False)"
+        raise invalid(argument, expected, value)
+    return value
+
+
+def _current(factor):
+    """A factor as a number; a variable that is mirrored on replicas has no `float`."""
+    return float(factor.numpy() if isinstance(factor, tf.Variable) else factor)
+
+
 def _is_zero(factor):
-    return factor == 0
+    return not isinstance(factor, tf.Variable) and factor == 0
 
 
 def _scaled(factor, value):
-    return tf.constant(factor, value.dtype) * value
+    """factor * value in the dtype of the value."""
+    if isinstance(factor, (int, float)):
+        return tf.constant(factor, value.dtype) * value
+    return tf.cast(factor, value.dtype) * value
 
 
 def _tensor(name, x):

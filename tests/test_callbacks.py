@@ -1,0 +1,716 @@
+"""PenaltyLogger against loops written by hand over the same batches, and what it must leave alone."""
+
+import copy
+import csv
+import io
+import pickle
+import textwrap
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from tfk_regularizers import L1, L2, PenaltyLogger, register, unregister
+
+X = np.random.RandomState(0).randn(22, 3).astype("float32")
+Y = (X[:, :1] * 2 - X[:, 1:2] + 0.5).astype("float32")
+X_VAL, Y_VAL = X[:9] + 0.1, Y[:9] - 0.1
+BATCH = 8  # the last batch of 22 has six
+EPOCHS = 2
+HUGE = L2(1e6)  # the penalty is a million times the data loss: what is lost by subtracting would show
+RATE = 1e-8  # small enough for HUGE
+
+# Saved in the middle of a fit, on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+
+
+def build(kernel=HUGE, rate=RATE, outputs=1, **compiling):
+    tf_keras.utils.set_random_seed(1)
+    inputs = tf_keras.Input((3,))
+    hidden = tf_keras.layers.Dense(4, "tanh", kernel_regularizer=kernel, name="hidden")(inputs)
+    heads = [tf_keras.layers.Dense(1, name=f"head{i}")(hidden) for i in range(outputs)]
+    model = tf_keras.Model(inputs, heads if outputs > 1 else heads[0])
+    compiling = {"loss": "mse", "metrics": ["mae"]} | compiling
+    model.compile(tf_keras.optimizers.SGD(rate), **compiling)
+    return model
+
+
+def fit(model, callbacks=None, **arguments):
+    arguments = {"batch_size": BATCH, "epochs": EPOCHS, "shuffle": False, "verbose": 0} | arguments
+    return model.fit(X, Y, callbacks=callbacks, **arguments).history
+
+
+def mean_square(y, prediction, weight):
+    return tf.reduce_mean(tf.cast(weight, prediction.dtype) * tf.reduce_mean((prediction - y) ** 2, -1))
+
+
+def by_hand(model, data_loss=mean_square, rate=RATE, weights=None, epochs=EPOCHS):
+    """What `fit` should log: a plain loop, data loss and penalty before each update, averaged by batch size."""
+    weights = np.ones(len(X), "float32") if weights is None else weights
+    sizes = [len(X[i : i + BATCH]) for i in range(0, len(X), BATCH)]
+    logged = {"data_loss": [], "penalty": [], "val_data_loss": [], "val_penalty": []}
+    for _ in range(epochs):
+        steps = []
+        for i in range(0, len(X), BATCH):
+            batch = slice(i, i + BATCH)
+            with tf.GradientTape() as tape:
+                data = data_loss(Y[batch], model(X[batch], training=True), weights[batch])
+                penalty = tf.add_n(model.losses)
+                loss = data + tf.cast(penalty, data.dtype)
+            steps.append((float(data), float(penalty)))
+            for variable, gradient in zip(
+                model.trainable_variables, tape.gradient(loss, model.trainable_variables), strict=True
+            ):
+                variable.assign_sub(rate * gradient)
+        data, penalty = np.average(steps, axis=0, weights=sizes)
+        logged["data_loss"].append(data)
+        logged["penalty"].append(penalty)
+        logged["val_data_loss"].append(float(data_loss(Y_VAL, model(X_VAL), np.ones(len(X_VAL), "float32"))))
+        logged["val_penalty"].append(float(tf.add_n(model.losses)))
+    return logged
+
+
+def assert_logged(history, expected, validated=True, rtol=1e-5):
+    prefixes = ("", "val_") if validated else ("",)
+    for prefix in prefixes:
+        for name in ("data_loss", "penalty"):
+            np.testing.assert_allclose(
+                history[prefix + name], expected[prefix + name], rtol=rtol, err_msg=prefix + name
+            )
+        parts = np.add(history[f"{prefix}data_loss"], history[f"{prefix}penalty"])
+        np.testing.assert_allclose(history[f"{prefix}loss"], parts, rtol=1e-6)
+    if not validated:
+        assert not any(name.startswith("val_") for name in history)
+
+
+def assert_same_training(model, plain):
+    for ours, theirs in zip(model.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def state(model):
+    """All that a PenaltyLogger might leave behind."""
+    return {
+        "compiled_loss": model.compiled_loss,
+        "loss_state": dict(vars(model.compiled_loss)),
+        "attributes": set(vars(model)) - {"_eval_data_handler"},  # Keras keeps that of a fit that failed
+        "metrics": list(model.metrics),
+        "metrics_names": list(model.metrics_names),
+        "weights": [variable.ref() for variable in model.weights],
+        "variables": [variable.ref() for variable in model.variables],
+        "train_step": model.train_step,
+        "test_step": model.test_step,
+        "evaluate": model.evaluate(X_VAL, Y_VAL, verbose=0, return_dict=True).keys(),
+        "evaluate_list": len(model.evaluate(X_VAL, Y_VAL, verbose=0)),
+    }
+
+
+class Calls(tf_keras.callbacks.Callback):
+    """Calls a function in one hook."""
+
+    def __init__(self, hook, function):
+        super().__init__()
+        setattr(self, hook, lambda *_: function())
+
+
+# --- what is logged ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kernel", "rate", "compiling"),
+    [
+        (HUGE, RATE, {}),
+        (HUGE, RATE, {"run_eagerly": True}),
+        (HUGE, RATE, {"jit_compile": True}),
+        (HUGE, RATE, {"steps_per_execution": 2}),
+        (L1(0.1), 0.1, {}),
+    ],
+    ids=["graph", "eager", "xla", "steps_per_execution", "small_penalty"],
+)
+def test_equals_loop_by_hand(kernel, rate, compiling):
+    model, plain = build(kernel, rate, **compiling), build(kernel, rate, **compiling)
+    history = fit(model, [PenaltyLogger()], validation_data=(X_VAL, Y_VAL))
+    without = fit(plain, validation_data=(X_VAL, Y_VAL))
+    assert_logged(history, by_hand(build(kernel, rate), rate=rate))
+    assert list(history) == [
+        *("loss", "data_loss", "penalty", "mae"),
+        *("val_loss", "val_data_loss", "val_penalty", "val_mae"),
+    ]
+    for name, values in without.items():
+        np.testing.assert_allclose(history[name], values, rtol=1e-6)
+    assert_same_training(model, plain)
+
+
+def test_no_validation_data():
+    assert_logged(fit(build(), [PenaltyLogger()]), by_hand(build()), validated=False)
+
+
+def test_sample_weights():
+    weights = np.linspace(0, 3, len(X)).astype("float32")
+    history = fit(build(), [PenaltyLogger()], sample_weight=weights)
+    assert_logged(history, by_hand(build(), weights=weights), validated=False)
+
+
+def test_class_weight():
+    labels = np.arange(len(X)) % 2
+    model = build(L2(0.1), 0.1)
+    logged = model.fit(
+        X, labels, BATCH, EPOCHS, shuffle=False, verbose=0, class_weight={0: 1.0, 1: 5.0}, callbacks=[PenaltyLogger()]
+    ).history
+    plain = build(L2(0.1), 0.1)
+    weighted = plain.fit(
+        X,
+        labels,
+        BATCH,
+        EPOCHS,
+        shuffle=False,
+        verbose=0,
+        sample_weight=1.0 + 4.0 * labels,
+        callbacks=[PenaltyLogger()],
+    ).history
+    np.testing.assert_allclose(logged["data_loss"], weighted["data_loss"], rtol=1e-6)
+    assert_same_training(model, plain)
+
+
+def test_several_outputs():
+    compiling = {"outputs": 2, "loss": ["mse", "mae"], "loss_weights": [0.5, 3.0]}
+
+    def data_loss(y, predictions, weight):
+        return 0.5 * mean_square(y, predictions[0], weight) + 3.0 * tf.reduce_mean(abs(predictions[1] - y))
+
+    model, plain = build(**compiling), build(**compiling)
+    history = fit(model, [PenaltyLogger()], validation_data=(X_VAL, [Y_VAL, Y_VAL]))
+    without = fit(plain, validation_data=(X_VAL, [Y_VAL, Y_VAL]))
+    assert_logged(history, by_hand(build(**compiling), data_loss))
+    assert {"head0_loss", "head1_loss", "val_head0_loss", "val_head1_loss"} < set(history)
+    for name, values in without.items():
+        np.testing.assert_allclose(history[name], values, rtol=1e-6)
+    assert_same_training(model, plain)
+
+
+def with_every_kind(loss="mse"):
+    """A model with bias, activity and kernel penalties, one on a nested model, and a user's add_loss."""
+    tf_keras.utils.set_random_seed(1)
+    inputs = tf_keras.Input((3,))
+    inner = tf_keras.Sequential([tf_keras.layers.Dense(4, kernel_regularizer=L2(3.0), bias_regularizer=L1(1.0))])
+    hidden = tf_keras.layers.Dense(4, activity_regularizer=L2(2.0))(inner(inputs))
+    model = tf_keras.Model(inputs, tf_keras.layers.Dense(1)(hidden))
+    model.add_loss(tf.reduce_mean(abs(hidden)))
+    model.compile(tf_keras.optimizers.SGD(1e-3), loss)
+    return model
+
+
+def test_penalty_is_all_that_keras_adds():
+    model = with_every_kind()
+    history = fit(model, [PenaltyLogger()], validation_data=(X_VAL, Y_VAL))
+    assert_logged(history, by_hand(with_every_kind(), rate=1e-3))
+    plain = with_every_kind()
+    fit(plain, validation_data=(X_VAL, Y_VAL))
+    assert_same_training(model, plain)
+
+
+def test_no_compiled_loss():
+    history = with_every_kind(loss=None).fit(X, batch_size=BATCH, verbose=0, callbacks=[PenaltyLogger()]).history
+    assert history["data_loss"] == [0.0]
+    assert history["penalty"] == history["loss"]
+    assert history["loss"][0] > 0
+
+
+def test_no_penalty():
+    history = fit(build(kernel=None), [PenaltyLogger()])
+    assert history["penalty"] == [0.0] * EPOCHS
+    assert history["data_loss"] == history["loss"]
+
+
+def test_mixed_float16():
+    tf_keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        models = [build(L2(0.1), rate) for rate in (0.0, 0.0, 1e-3, 1e-3)]
+        history = fit(models[0], [PenaltyLogger()])
+        fit(models[2], [PenaltyLogger()])
+        fit(models[3])
+    finally:
+        tf_keras.mixed_precision.set_global_policy("float32")
+    assert isinstance(models[0].optimizer, tf_keras.mixed_precision.LossScaleOptimizer)
+
+    def data_loss(y, prediction, weight):
+        return mean_square(tf.cast(y, "float16"), prediction, weight)
+
+    # Without updates, because how many of them scaling the loss leaves out is another matter.
+    assert_logged(history, by_hand(models[1], data_loss, rate=0.0), validated=False, rtol=1e-3)  # float16 has 11 bits
+    assert_same_training(models[2], models[3])
+
+
+class Subclassed(tf_keras.Model):
+    """A model that is not built before its first step, with a choice of training and test steps."""
+
+    def __init__(self, **steps):
+        super().__init__()
+        self.dense = tf_keras.layers.Dense(1, kernel_regularizer=L2(0.1))
+        for name, step in steps.items():
+            object.__setattr__(self, name, step.__get__(self))
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+def test_unbuilt_model():
+    tf_keras.utils.set_random_seed(1)
+    model = Subclassed()
+    model.compile("sgd", "mse")
+    history = fit(model, [PenaltyLogger()])
+    np.testing.assert_allclose(np.add(history["data_loss"], history["penalty"]), history["loss"], rtol=1e-6)
+    assert model.metrics_names == ["loss"]
+
+
+def test_reduction_sum():
+    sums = fit(build(L2(0.1), loss=tf_keras.losses.MeanSquaredError(reduction="sum")), [PenaltyLogger()])
+
+    def data_loss(y, prediction, weight):
+        return tf.reduce_sum((prediction - y) ** 2)
+
+    assert_logged(sums, by_hand(build(L2(0.1)), data_loss), validated=False)
+
+
+# --- loops, epochs and evaluation -------------------------------------------------------------------------------------
+
+
+def test_initial_epoch_and_same_object_twice():
+    callback = PenaltyLogger()
+    model = build()
+    first = fit(model, [callback], epochs=1)
+    second = fit(model, [callback], epochs=3, initial_epoch=1)
+    expected = by_hand(build(), epochs=3)
+    for name in ("data_loss", "penalty"):
+        np.testing.assert_allclose(first[name] + second[name], expected[name], rtol=1e-5)
+
+
+def test_validation_freq():
+    history = fit(build(), [PenaltyLogger()], epochs=4, validation_data=(X_VAL, Y_VAL), validation_freq=2)
+    assert len(history["data_loss"]) == 4
+    assert len(history["val_data_loss"]) == 2
+
+
+def test_dataset_callback_list_and_positional_callbacks():
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(BATCH)
+    model = build()
+    callbacks = tf_keras.callbacks.CallbackList([PenaltyLogger()], add_history=True, model=model)
+    model.fit(data, epochs=EPOCHS, callbacks=callbacks)
+    positional = build().fit(X, Y, BATCH, EPOCHS, 0, PenaltyLogger(), shuffle=False).history
+    expected = by_hand(build())
+    assert_logged(model.history.history, expected, validated=False)
+    assert_logged(positional, expected, validated=False)
+
+
+def test_evaluate():
+    model = build(L2(0.1))
+    fit(model)
+    before = state(model)
+    logs = model.evaluate(X_VAL, Y_VAL, BATCH, verbose=0, callbacks=[PenaltyLogger()], return_dict=True)
+    assert list(logs) == ["loss", "data_loss", "penalty", "mae"]
+    assert state(model) == before
+    values = model.evaluate(X_VAL, Y_VAL, BATCH, verbose=0, callbacks=[PenaltyLogger()])
+    assert values == list(logs.values())
+    np.testing.assert_allclose(logs["penalty"], float(tf.add_n(model.losses)), rtol=1e-6)
+    np.testing.assert_allclose(logs["data_loss"], np.mean((model.predict(X_VAL, verbose=0) - Y_VAL) ** 2), rtol=1e-5)
+    model.predict(X_VAL, verbose=0, callbacks=[PenaltyLogger()])
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("metrics", [["mae"], []], ids=["metrics", "no_metrics"])
+def test_other_callbacks_evaluate_as_before(metrics):
+    model, plain = build(L2(0.1), metrics=metrics), build(L2(0.1), metrics=metrics)
+    seen = {}
+    for name, subject, callbacks in [("with", model, [PenaltyLogger()]), ("without", plain, [])]:
+
+        def evaluate(name=name, subject=subject):
+            seen[name] = [subject.evaluate(X_VAL, Y_VAL, verbose=0, return_dict=as_dict) for as_dict in (False, True)]
+
+        fit(subject, [*callbacks, Calls("on_epoch_end", evaluate)], epochs=1)
+    assert seen["with"] == seen["without"]
+
+
+# --- other callbacks --------------------------------------------------------------------------------------------------
+
+
+def test_progress_bar_csv_and_any_order(tmp_path, capsys):
+    callbacks = [
+        tf_keras.callbacks.CSVLogger(tmp_path / "before.csv"),
+        PenaltyLogger(),
+        tf_keras.callbacks.CSVLogger(tmp_path / "after.csv"),
+    ]
+    history = fit(build(L2(0.1)), callbacks, validation_data=(X_VAL, Y_VAL), verbose=1)
+    before, after = [(tmp_path / name).read_text() for name in ("before.csv", "after.csv")]
+    assert before == after
+    rows = list(csv.DictReader(before.splitlines()))
+    for name in ("data_loss", "penalty", "val_data_loss", "val_penalty"):
+        assert [float(row[name]) for row in rows] == history[name]
+    # The last line of each epoch shows the means, no mean of means.
+    last = capsys.readouterr().out.rstrip().splitlines()[-1].rpartition("\r")[2]
+    for name in ("loss", "data_loss", "penalty", "val_data_loss", "val_penalty"):
+        assert f"- {name}: {history[name][-1]:.4f}" in last
+
+
+def test_tensorboard(tmp_path):
+    callbacks = [tf_keras.callbacks.TensorBoard(str(tmp_path)), PenaltyLogger()]
+    history = fit(build(L2(0.1)), callbacks, validation_data=(X_VAL, Y_VAL))
+    found = {}
+    for file in tmp_path.glob("*/events*"):
+        for event in tf.compat.v1.train.summary_iterator(str(file)):
+            for value in event.summary.value:
+                if value.tag.startswith("epoch_"):
+                    found.setdefault((file.parent.name, value.tag), []).append(float(tf.make_ndarray(value.tensor)))
+    for name in ("loss", "data_loss", "penalty"):
+        np.testing.assert_allclose(found["train", f"epoch_{name}"], history[name], rtol=1e-6)
+        np.testing.assert_allclose(found["validation", f"epoch_{name}"], history[f"val_{name}"], rtol=1e-6)
+
+
+def test_early_stopping_and_plateau():
+    model = build(kernel=None, rate=0.0)  # nothing moves, so nothing improves
+    stopping = tf_keras.callbacks.EarlyStopping("val_data_loss", patience=1, mode="min")
+    plateau = tf_keras.callbacks.ReduceLROnPlateau("val_penalty", patience=1, mode="min")
+    history = fit(model, [stopping, plateau, PenaltyLogger()], epochs=9, validation_data=(X_VAL, Y_VAL))
+    assert len(history["val_data_loss"]) == 2
+    assert state(model)["metrics_names"] == ["loss", "mae"]
+
+
+def variables_in(path):
+    if path.is_dir():
+        names = [name for name, _ in tf.train.list_variables(str(path / "variables/variables"))]
+        # Keras numbers the metrics by their places in model.metrics.
+        return sorted("metrics" if "keras_api/metrics" in name else name for name in names)
+    content = path.read_bytes()
+    if path.suffix == ".keras":
+        content = zipfile.ZipFile(path).read("model.weights.h5")
+    names = []
+    with h5py.File(io.BytesIO(content)) as file:
+        file.visit(names.append)
+    return names
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5", "model", "model.weights.h5"])
+def test_files_saved_meanwhile_are_as_without(name, tmp_path):
+    for folder, callbacks in [("with", [PenaltyLogger()]), ("without", [])]:
+        tf_keras.backend.clear_session()
+        checkpoint = tf_keras.callbacks.ModelCheckpoint(
+            str(tmp_path / folder / name), monitor="loss", mode="max", save_weights_only="weights" in name
+        )
+        model = build(L2(0.1), metrics=["mae", tf_keras.metrics.MeanSquaredError()])
+        (tmp_path / folder).mkdir()
+        fit(model, [*callbacks, checkpoint], epochs=1)
+    assert variables_in(tmp_path / "with" / name) == variables_in(tmp_path / "without" / name)
+    if "weights" not in name:
+        loaded = tf_keras.models.load_model(tmp_path / "with" / name)
+        np.testing.assert_allclose(loaded.evaluate(X, Y, verbose=0), model.evaluate(X, Y, verbose=0), rtol=1e-6)
+        assert loaded.metrics_names == model.metrics_names
+
+
+def test_copies_and_weights_meanwhile():
+    model = build(L2(0.1))
+    seen = []
+
+    def look():
+        clone = copy.deepcopy(model)
+        seen.append((len(model.weights), len(model.variables), len(clone.weights)))
+        seen.append(type(clone.compiled_loss) if clone.compiled_loss else None)
+
+    fit(model, [PenaltyLogger(), Calls("on_epoch_end", look)], epochs=1)
+    assert seen[0] == (4, 4, 4)
+    assert seen[1] in (None, type(model.compiled_loss))
+
+
+def test_backup_and_restore(tmp_path):
+    epochs = iter(range(EPOCHS))
+
+    def interrupt_the_second():
+        if next(epochs) == 1:
+            raise KeyboardInterrupt
+
+    callbacks = [PenaltyLogger(), tf_keras.callbacks.BackupAndRestore(str(tmp_path))]
+    with pytest.raises(KeyboardInterrupt):
+        fit(build(), [*callbacks, Calls("on_epoch_begin", interrupt_the_second)])
+    resumed, expected = fit(build(), callbacks), by_hand(build())
+    for name in ("data_loss", "penalty"):
+        np.testing.assert_allclose(resumed[name], expected[name][1:], rtol=1e-5)
+
+
+# --- it undoes what it did --------------------------------------------------------------------------------------------
+
+
+def test_everything_is_as_before_after_fit():
+    model, plain = build(L2(0.1), 0.1), build(L2(0.1), 0.1)
+    fit(model)
+    fit(plain)
+    before = state(model)
+    fit(model, [PenaltyLogger()], validation_data=(X_VAL, Y_VAL))
+    fit(plain, validation_data=(X_VAL, Y_VAL))
+    assert state(model) == before
+    assert fit(model) == fit(plain)
+
+
+@pytest.mark.parametrize(
+    ("hook", "error", "order"),
+    [
+        ("on_train_begin", ZeroDivisionError, 1),
+        ("on_train_begin", KeyboardInterrupt, -1),
+        ("on_train_batch_begin", KeyboardInterrupt, 1),
+        ("on_test_batch_end", ZeroDivisionError, -1),
+        ("on_epoch_end", KeyboardInterrupt, -1),
+        ("on_train_end", ZeroDivisionError, 1),
+    ],
+)
+def test_undone_after_exception_in_another_callback(hook, error, order):
+    def fail():
+        raise error
+
+    validation = {"epochs": 1, "validation_data": (X_VAL, Y_VAL)}
+    before, after = {}, {}
+    for name, callbacks in [("with", [PenaltyLogger()]), ("without", [])]:
+        model = build(L2(0.1), 0.1)
+        fit(model, epochs=1)
+        before[name] = state(model)
+        with pytest.raises(error) as caught:  # which keeps the frames of the fit alive
+            fit(model, [*callbacks, Calls(hook, fail)][::order], **validation)
+        assert state(model) == before[name]
+        vars(model).pop("_eval_data_handler", None)
+        after[name] = fit(model, **validation), caught.type
+    assert after["with"] == after["without"]
+
+
+@pytest.mark.parametrize("compiling", [{}, {"run_eagerly": True}], ids=["graph", "eager"])
+def test_undone_after_exception_in_the_data(compiling):
+    def batches():
+        yield X[:BATCH], Y[:BATCH]
+        raise ZeroDivisionError
+
+    signature = tf.TensorSpec([None, 3]), tf.TensorSpec([None, 1])
+    data = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    model = build(**compiling)
+    fit(model)
+    before = state(model)
+    with pytest.raises(tf.errors.OpError, match="ZeroDivisionError"):
+        model.fit(data, verbose=0, callbacks=[PenaltyLogger()])
+    assert state(model) == before
+    with pytest.raises(tf.errors.OpError, match="ZeroDivisionError"):
+        model.evaluate(data, verbose=0, callbacks=[PenaltyLogger()])
+    assert state(model) == before
+
+
+def test_undone_after_bad_validation_data():
+    model = build()
+    fit(model)
+    before = state(model)
+    with pytest.raises(ValueError, match="incompatible"):
+        fit(model, [PenaltyLogger()], validation_data=(X_VAL[:, :2], Y_VAL))
+    assert state(model) == before
+
+
+def test_undone_after_exception_in_a_first_fit():
+    model = build()
+    compiled_loss, attributes = model.compiled_loss, set(vars(model))
+
+    def fail():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fit(model, [PenaltyLogger(), Calls("on_train_begin", fail)])
+    assert model.compiled_loss is compiled_loss
+    assert model.metrics_names == []
+    assert set(vars(model)) <= attributes | {"history", "stop_training"}
+
+
+def test_compile_in_a_callback_stays():
+    model = build()
+    fit(model, [PenaltyLogger(), Calls("on_train_end", lambda: model.compile("adam", "mae"))])
+    assert model.loss == "mae"
+    assert model.compiled_loss._user_losses == "mae"
+    fit(model, epochs=1)
+    assert model.metrics_names == ["loss"]
+
+
+def test_fit_and_evaluate_keep_names_signatures_and_errors():
+    assert tf_keras.Model.fit.__name__ == "fit"
+    model = build()
+    with pytest.raises(TypeError, match=r"fit\(\) got an unexpected keyword argument 'epoch'"):
+        model.fit(X, Y, epoch=3)
+    uncompiled = tf_keras.Sequential([tf_keras.layers.Dense(1)])
+    with pytest.raises(RuntimeError, match="compile"):
+        uncompiled.fit(X, Y, callbacks=[PenaltyLogger()])
+
+
+def test_pickle():
+    assert "penalty" in fit(build(), [pickle.loads(pickle.dumps(PenaltyLogger()))])
+
+
+# --- steps of the user's own ------------------------------------------------------------------------------------------
+
+
+def guide_step(self, data):
+    """As the guide to customizing fit has it; it feeds its predictions to all metrics but `loss`."""
+    x, y = data
+    with tf.GradientTape() as tape:
+        y_pred = self(x, training=True)
+        loss = self.compute_loss(y=y, y_pred=y_pred)
+    self.optimizer.apply_gradients(
+        zip(tape.gradient(loss, self.trainable_variables), self.trainable_variables, strict=True)
+    )
+    for metric in self.metrics:
+        if metric.name == "loss":
+            metric.update_state(loss)
+        else:
+            metric.update_state(y, y_pred)
+    return {metric.name: metric.result() for metric in self.metrics}
+
+
+def step(penalties=True, compiled=True, results=True):
+    """A train_step and test_step that may leave out a part of what PenaltyLogger needs."""
+
+    def run(self, data):
+        x, y, *_ = data
+        with tf.GradientTape() as tape:
+            y_pred = self(x)
+            if compiled:
+                loss = self.compiled_loss(y, y_pred, regularization_losses=self.losses if penalties else None)
+            else:
+                loss = tf.reduce_mean((y - y_pred) ** 2)
+        self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
+        return {metric.name: metric.result() for metric in self.metrics} if results else {"loss": loss}
+
+    return run
+
+
+def subclassed(*args, run_eagerly=False, **steps):
+    tf_keras.utils.set_random_seed(1)
+    model = Subclassed(*args, **steps)
+    model.build([None, 3])
+    model.compile(tf_keras.optimizers.SGD(0.01), "mse", run_eagerly=run_eagerly)
+    return model
+
+
+@pytest.mark.parametrize("run", [guide_step, step()], ids=["guide", "compiled_loss"])
+def test_own_step_through_the_compiled_loss(run):
+    history = fit(subclassed(train_step=run), [PenaltyLogger()])
+    expected = by_hand(subclassed(), rate=0.01)
+    for name in ("data_loss", "penalty"):
+        np.testing.assert_allclose(history[name], expected[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True], ids=["graph", "eager"])
+@pytest.mark.parametrize("name", ["train_step", "test_step"])
+@pytest.mark.parametrize(
+    ("leaves_out", "says"),
+    [
+        ({"compiled": False}, "computes its loss without them"),
+        ({"penalties": False}, "gives `self.compiled_loss` no `regularization_losses`"),
+        ({"results": False}, "does not return 'data_loss' and 'penalty'"),
+    ],
+    ids=["compiled_loss", "penalties", "results"],
+)
+def test_own_step_past_the_compiled_loss(name, leaves_out, says, run_eagerly):
+    model = subclassed(**{name: step(**leaves_out)}, run_eagerly=run_eagerly)
+    loss, weights = model.compiled_loss, model.get_weights()
+    with pytest.raises(ValueError, match="PenaltyLogger cannot tell") as caught:
+        fit(model, [PenaltyLogger()], epochs=1, validation_data=(X_VAL, Y_VAL))
+    assert f"a Subclassed with a `{name}` that {says}" in str(caught.value)
+    assert model.compiled_loss is loss
+    if name == "train_step" and not run_eagerly:
+        np.testing.assert_array_equal(model.get_weights()[0], weights[0])
+
+
+def test_metrics_property_that_hides_the_loss():
+    class Hiding(Subclassed):
+        metrics = ()
+
+    model = Hiding()
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="does not return"):
+        fit(model, [PenaltyLogger()])
+
+
+@pytest.mark.parametrize("kind", ["metric", "output"])
+def test_name_taken(kind):
+    if kind == "metric":
+        model = build(metrics=[tf_keras.metrics.MeanAbsoluteError(name="penalty")])
+    else:
+        inputs = tf_keras.Input((3,))
+        outputs = [tf_keras.layers.Dense(1, name=name)(inputs) for name in ("data", "other")]
+        model = tf_keras.Model(inputs, outputs)
+        model.compile("sgd", "mse")
+    taken = {"metric": "penalty", "output": "data_loss"}[kind]
+    with pytest.raises(ValueError, match=f"cannot log '{taken}'"):
+        fit(model, [PenaltyLogger()])
+    fit(model)
+
+
+def test_keras_3():
+    if tf.keras is tf_keras or not tf.keras.__version__.startswith("3"):
+        pytest.skip("tf.keras is not Keras 3 here")
+    model = tf.keras.Sequential([tf.keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(TypeError, match="PenaltyLogger is for models of tf_keras"):
+        model.fit(X, Y, callbacks=[PenaltyLogger()], verbose=0)
+
+
+def test_another_loop():
+    callbacks = tf_keras.callbacks.CallbackList([PenaltyLogger()], model=build())
+    with pytest.raises(RuntimeError, match=r"works inside `Model\.fit`"):
+        callbacks.on_train_begin()
+
+
+# --- replicas ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.heavy
+def test_mirrored(run_python):
+    program = """
+        import numpy as np
+        import tensorflow as tf
+        import tf_keras
+
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+        from tfk_regularizers import L2, PenaltyLogger
+
+        x = np.random.RandomState(0).randn(22, 3).astype("float32")
+        y = x[:, :1]
+
+        def run(strategy, callbacks, **compiling):
+            tf_keras.utils.set_random_seed(1)
+            with strategy.scope():
+                layers = [tf_keras.layers.Dense(4, kernel_regularizer=L2(1e3)), tf_keras.layers.Dense(1)]
+                model = tf_keras.Sequential(layers)
+                model.compile(tf_keras.optimizers.SGD(1e-5), "mse", **compiling)
+            return model, model.fit(
+                x, y, 8, 2, shuffle=False, verbose=0, validation_data=(x[:9], y[:9]), callbacks=callbacks
+            ).history
+
+        mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        assert mirrored.num_replicas_in_sync == 2
+        _, one = run(tf.distribute.get_strategy(), [PenaltyLogger()])
+        for compiling in ({}, {"steps_per_execution": 2}):
+            plain, without = run(mirrored, [], **compiling)
+            model, two = run(mirrored, [PenaltyLogger()], **compiling)
+            assert model.metrics_names == ["loss"], model.metrics_names
+            for name in one:
+                np.testing.assert_allclose(two[name], one[name], rtol=1e-5, err_msg=name)
+            for name in without:
+                np.testing.assert_allclose(two[name], without[name], rtol=1e-6, err_msg=name)
+            for ours, theirs in zip(model.get_weights(), plain.get_weights()):
+                np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
+        print("same")
+    """
+    assert "same" in run_python("-c", textwrap.dedent(program), TF_CPP_MIN_LOG_LEVEL="3")
+
+
+@pytest.mark.usefixtures("restored")
+def test_unregister_takes_the_wrapper_off():
+    wrapped = tf_keras.Model.fit, tf_keras.Model.evaluate
+    unregister()
+    assert tf_keras.Model.fit is wrapped[0].__wrapped__
+    assert tf_keras.Model.evaluate is wrapped[1].__wrapped__
+    register()
+    assert tf_keras.Model.fit.__wrapped__ is wrapped[0].__wrapped__

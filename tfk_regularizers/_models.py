@@ -1,0 +1,308 @@
+"""What acts on a whole model: its regularizers set in place, its penalties seen one by one."""
+
+import contextlib
+import itertools
+import re
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+import tf_keras
+
+from tfk_regularizers import _keras
+from tfk_regularizers._identifiers import get
+from tfk_regularizers._regularizers import invalid, shown
+
+_ACTIVITY = "activity_regularizer"
+
+
+def set_regularizers(model, *, where=None, **regularizers):
+    """Sets, replaces or removes regularizers on the layers of a built tf_keras model, in place.
+
+    `model.losses` is right at once: no rebuild, no reload, weights and optimizer state untouched. The next `fit` of
+    `model` trains with the change, even if its step was traced before. A compiled model around `model` does not notice,
+    nor does a `tf.function` of your own that was traced already: call this on the model that is trained.
+
+    Saving to `.keras`, `.h5` or a SavedModel carries the change for Sequential and Functional models of tf_keras
+    layers; a subclassed model or layer carries what its own `get_config` carries.
+
+    A keyword is the name of the attribute that Keras's layers have, and means the weight that this attribute
+    regularizes: a layer that has the attribute without the weight (`kernel_regularizer` of a `DepthwiseConv2D`) is left
+    alone. `activity_regularizer` means the output of the layers that take it by name and save it (not an `EinsumDense`,
+    which drops it). Layers inside nested models, wrappers and RNN layers are reached too, and shared layers once.
+    Frozen layers (`trainable=False`) are penalized like others, as tf_keras does; `where` can leave them out.
+
+    Args:
+        model: A built tf_keras model, compiled or not.
+        where: A function that is asked about a layer and returns whether to change it; `None` means all layers. A layer
+            that is part of another layer (a cell of an RNN layer, what a wrapper wraps, a projection of a
+            `MultiHeadAttention`) is changed if `where` passes for it or for the layer around it; a nested model is no
+            such layer.
+        **regularizers: From the name of an attribute (`kernel_regularizer`, `bias_regularizer`,
+            `depthwise_regularizer`, `pointwise_regularizer`, `recurrent_regularizer`, `embeddings_regularizer`,
+            `gamma_regularizer`, `beta_regularizer`, `alpha_regularizer`, `activity_regularizer`, or that of a layer of
+            your own) to a regularizer, to anything that `get` takes, or to `None`, which removes.
+
+    Returns:
+        The list of the paths of the weights whose regularizer was set, replaced or removed, as `"block1/conv/kernel"`:
+        the keys that `penalties` has. An output is listed as `"block1/conv/activity"`.
+
+    Raises:
+        TypeError: If `model` is not a tf_keras model, a Keras 3 one for instance.
+        ValueError: If the model or a layer to change is not built, if a keyword matches nothing, if a regularizer
+            fails or gives no scalar on one of its weights, or if the config of a layer cannot hold the choice (the
+            projections of a `MultiHeadAttention` share one regularizer).
+        NotImplementedError: If a regularizer without `get_config` is to be set inside a `Bidirectional`.
+
+    After an error the model is exactly as it was.
+
+    >>> from tfk_regularizers import L2
+    >>> model = tf_keras.Sequential(
+    ...     [tf_keras.layers.Dense(2, kernel_initializer="ones", name="hidden"), tf_keras.layers.Dense(1, name="head")]
+    ... )
+    >>> model.build((None, 3))
+    >>> set_regularizers(model, kernel_regularizer=L2(0.5), where=lambda layer: layer.name == "hidden")
+    ['hidden/kernel']
+    >>> float(sum(model.losses))
+    3.0
+    >>> set_regularizers(model, kernel_regularizer=None)
+    ['hidden/kernel']
+    >>> model.losses
+    []
+    """
+    _check_model(model, (tf_keras.Model,), "`set_regularizers` is for models of tf_keras")
+    if where is not None and not callable(where):
+        raise invalid("where", "a function of a layer, or None", where)
+    if not regularizers:
+        raise ValueError("`set_regularizers` needs at least one keyword, such as `kernel_regularizer`.")
+    regularizers = {keyword: get(value) for keyword, value in regularizers.items()}
+
+    nodes = _nodes(model)
+    targets = _chosen_targets(model, nodes, where, regularizers)
+    changes = [(target, regularizers[target.keyword]) for target in targets]
+    changes = [(target, regularizer) for target, regularizer in changes if _differs(target, regularizer)]
+    for target, regularizer in changes:
+        if regularizer is not None:
+            _try(target, regularizer)
+    with contextlib.ExitStack() as undo:
+        for target, regularizer in changes:
+            if target.keyword == _ACTIVITY:
+                _keras.set_activity_regularizer(target.layer, regularizer, undo)
+            else:
+                _keras.set_weight_regularizer(target.layer, target.keyword, target.weight, regularizer, undo)
+        owners = {(id(owner), target.keyword): owner for target, _ in changes for owner in target.owners}
+        for (_, keyword), owner in owners.items():
+            _keras.update_config_of_owner(owner, keyword, undo)
+        undo.pop_all()
+    for node in nodes:
+        if isinstance(node.layer, tf_keras.Model):
+            _keras.forget_traces(node.layer)
+    return [path for target, _ in changes for path in target.paths]
+
+
+def penalties(model):
+    """Returns the current penalty of each regularized weight of a model.
+
+    The values are what Keras adds to the loss: they sum to `sum(model.losses)` as long as there is neither an activity
+    regularizer nor an `add_loss`, which belong to no weight.
+
+    A custom training loop adds the penalties to the loss itself. Under a strategy each replica computes them and the
+    gradients of the replicas are added up, so each takes its share; the loop equals `fit`, on any number of replicas:
+
+    >>> model = tf_keras.Sequential([tf_keras.layers.Dense(1, kernel_regularizer="l2", kernel_initializer="ones")])
+    >>> model.build((None, 2))
+    >>> strategy = tf.distribute.get_strategy()  # or the MirroredStrategy in whose scope the model was made
+    >>> optimizer = tf_keras.optimizers.SGD(1.0)
+    >>> @tf.function
+    ... def step(x, y):
+    ...     with tf.GradientTape() as tape:
+    ...         errors = tf_keras.losses.mean_squared_error(y, model(x, training=True))
+    ...         loss = tf.nn.compute_average_loss(errors)  # over the global batch
+    ...         loss += sum(penalties(model).values()) / strategy.num_replicas_in_sync
+    ...     gradients = tape.gradient(loss, model.trainable_variables)
+    ...     optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+    ...     return loss
+    >>> losses = strategy.run(step, args=(tf.zeros([4, 2]), tf.zeros([4, 1])))
+    >>> print(f"{strategy.reduce('SUM', losses, axis=None):.6f}, then {float(sum(model.losses)):.6f}")
+    0.020000, then 0.019208
+
+    A layer that is reused is listed once, under the first of its paths; layers of the same name beside each other
+    are told apart by `_1`, `_2` and so on, and so are weights of one layer.
+
+    Args:
+        model: A built model of tf_keras, or of Keras 3 (where weights of frozen layers are not penalized).
+
+    Returns:
+        A dict, in the order of the layers, from the path of each regularized weight, the names of the layers around it
+        and its own, to its penalty, a scalar tensor: a number in eager mode, a part of the graph, with its gradient,
+        inside a `tf.function`.
+
+    Raises:
+        TypeError: If `model` is not a Keras model.
+        ValueError: If the model is not built.
+
+    >>> inner = tf_keras.Sequential([tf_keras.layers.Dense(2, kernel_initializer="ones", name="dense")], name="block1")
+    >>> model = tf_keras.Sequential([inner, tf_keras.layers.Dense(1, name="head")])
+    >>> model.build((None, 3))
+    >>> set_regularizers(model, kernel_regularizer="l2", where=lambda layer: layer.name == "dense")
+    ['block1/dense/kernel']
+    >>> {path: round(float(value), 6) for path, value in penalties(model).items()}
+    {'block1/dense/kernel': 0.06}
+    """
+    _check_model(model, _keras.MODEL_BASES, "`penalties` is for models of tf_keras or Keras 3")
+    values = {}
+    for node in _nodes(model):
+        losses = _keras.weight_losses(node.layer, model)
+        paths = _paths(node, [variable for variable, _ in losses])
+        for path, (_, loss) in zip(paths, losses, strict=True):
+            values[path] = values[path] + loss() if path in values else loss()
+    return values
+
+
+class _Node(NamedTuple):
+    """A layer, its path, and the layers around it that are not models, by their id."""
+
+    layer: Any
+    path: str
+    owners: dict[int, Any]
+
+
+class _Target(NamedTuple):
+    """A keyword of a layer: the weight that it regularizes (None for the output), its paths, and the layers around."""
+
+    layer: Any
+    keyword: str
+    weight: Any
+    paths: list[str]
+    owners: list[Any]
+
+
+def _check_model(model, bases, purpose):
+    if not isinstance(model, bases):
+        kind = type(model)
+        raise TypeError(f"{purpose}. Received: {shown(model)} of type {kind.__module__}.{kind.__qualname__}")
+    if not model.built:
+        raise ValueError(
+            f"The model {model.name!r} has no weights yet. Call `model.build(input_shape)` or the model on data first."
+        )
+
+
+def _nodes(model):
+    """The model and all layers inside it, each once, in the order in which Keras collects their losses."""
+    nodes = {id(model): _Node(model, "", {})}
+    taken = set()
+
+    def visit(parent):
+        owners = parent.owners
+        if not isinstance(parent.layer, _keras.MODEL_BASES):
+            owners = {**owners, id(parent.layer): parent.layer}
+        for layer in _keras.sublayers(parent.layer):
+            known = nodes.get(id(layer))
+            if known is None:
+                nodes[id(layer)] = known = _Node(layer, _unique(_join(parent.path, layer.name), taken), {})
+            elif owners.keys() <= known.owners.keys():
+                continue
+            known.owners.update(owners)
+            visit(known)
+
+    visit(nodes[id(model)])
+    return list(nodes.values())
+
+
+def _paths(node, variables):
+    """The paths of some weights of a layer, told apart among all its own."""
+    taken = set()
+    weights = _keras.own_weights(node.layer) if variables else []
+    paths = {id(variable): _unique(_join(node.path, _own_name(variable)), taken) for variable in weights}
+    return [paths.get(id(variable)) or _join(node.path, _own_name(variable)) for variable in variables]
+
+
+def _own_name(variable):
+    """The last part of a variable's name, and which part of it a shard is: "kernel", "kernel/part_0"."""
+    return re.search(r"[^/:]+(/part_\d+)?(?=(:\d+)?$)", variable.name).group()
+
+
+def _join(path, name):
+    return f"{path}/{name}" if path else name
+
+
+def _unique(path, taken):
+    """The path, or the first of path_1, path_2, … that is not taken; takes it."""
+    candidates = itertools.chain([path], (f"{path}_{number}" for number in itertools.count(1)))
+    unique = next(candidate for candidate in candidates if candidate not in taken)
+    taken.add(unique)
+    return unique
+
+
+def _chosen_targets(model, nodes, where, keywords):
+    """What each keyword means on the layers that `where` chooses; ValueError if one means nothing."""
+    passes = {id(node.layer): where is None or bool(where(node.layer)) for node in nodes}
+    chosen = [node for node in nodes if passes[id(node.layer)] or any(passes[owner] for owner in node.owners)]
+    targets = []
+    for keyword in keywords:
+        found = _targets(chosen, keyword)
+        if not found:
+            raise ValueError(_no_match(model, keyword, where, nodes, chosen))
+        targets += found
+    return targets
+
+
+def _targets(nodes, keyword):
+    """What a keyword means on each of the layers that have it."""
+    targets = []
+    for node in nodes:
+        layer, owners = node.layer, list(node.owners.values())
+        if keyword == _ACTIVITY:
+            if _keras.takes_activity_regularizer(layer):
+                targets.append(_Target(layer, keyword, None, [_join(node.path, "activity")], owners))
+        elif not layer.built and keyword in vars(layer):
+            raise ValueError(
+                f"The layer {node.path!r} has no weights yet, so its `{keyword}` cannot be set in place. Call the "
+                "model on data first, or leave the layer out by `where`."
+            )
+        elif weight := _keras.regularized_weight(layer, keyword):
+            targets.append(_Target(layer, keyword, weight, _paths(node, weight), owners))
+    return targets
+
+
+def _differs(target, regularizer):
+    """Whether there is something to do: all but removing what is not there."""
+    if regularizer is not None or getattr(target.layer, target.keyword) is not None:
+        return True
+    if target.keyword == _ACTIVITY:
+        return bool(_keras.activity_losses(target.layer))
+    penalized = {id(variable) for variable, _ in _keras.weight_losses(target.layer)}
+    return any(id(variable) in penalized for variable in target.weight)
+
+
+def _try(target, regularizer):
+    """Raise ValueError unless the regularizer gives a scalar on what it is meant for, as far as that is known."""
+    tensors = target.weight if target.weight is not None else _keras.sample_outputs(target.layer)
+    for path, tensor in zip(itertools.cycle(target.paths), tensors):
+        place = f"{shown(regularizer)} cannot be the `{target.keyword}` of {path!r}, of shape {tensor.shape}"
+        try:
+            value = regularizer(tensor)
+            value = value if tf.is_tensor(value) else tf.convert_to_tensor(value, tf_keras.backend.floatx())
+        except Exception as error:
+            raise ValueError(f"{place}: {type(error).__name__}: {error}") from error
+        if value.shape.rank != 0 or not value.dtype.is_floating:
+            raise ValueError(f"{place}: expected a scalar. Received: shape {value.shape}, dtype {value.dtype.name}")
+
+
+def _no_match(model, keyword, where, nodes, chosen):
+    """The message for a keyword that matched nothing: those that would."""
+    if where is None:
+        layers, present = "layer", _keywords(nodes)
+    elif chosen:
+        layers, present = "layer that passes `where`", _keywords(chosen)
+    else:
+        return f"`where` passes for no layer of the model {model.name!r}, so `{keyword}` would change nothing."
+    return (
+        f"`{keyword}` would change nothing: no {layers} in the model {model.name!r} regularizes anything by it. "
+        f"Expected one of: {', '.join(sorted(present)) or 'none, for there is no weight to regularize'}."
+    )
+
+
+def _keywords(nodes):
+    """All keywords that would change something on one of the layers."""
+    candidates = {name for node in nodes for name in (*vars(node.layer), _ACTIVITY) if name.endswith("_regularizer")}
+    return {keyword for keyword in candidates if _targets([node for node in nodes if node.layer.built], keyword)}
