@@ -21,6 +21,13 @@ class Penalty(*_keras.REGULARIZER_BASES, tf.__internal__.tracking.AutoTrackable)
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
         return f"{type(self).__name__}({arguments})"
 
+    def _trackable_children(self, save_type="checkpoint", **kwargs):
+        """In a SavedModel under names of no attribute: a loader assigns the children, and the config's number stays."""
+        children = super()._trackable_children(save_type, **kwargs)
+        if save_type == "savedmodel":
+            children = {f"_self_live_{name}": child for name, child in children.items()}
+        return children
+
     def __getstate__(self):
         """For pickle and deepcopy: the attributes, and of a variable its current value."""
         state = {name: value for name, value in vars(self).items() if not name.startswith("_self_")}
@@ -40,8 +47,11 @@ class L1(Penalty):
     Args:
         l1: A finite number, the factor of the penalty; `None` means the default. Defaults to 0.01. Mutable, and read at
             each call. Or a scalar floating `tf.Variable(..., trainable=False)`, which is read at each call inside
-            traced and compiled functions too: `assign` takes effect at the next step. What files, `clone_model` and
-            `deepcopy` carry is its current value; `tf.train.Checkpoint` restores the variable.
+            traced and compiled functions too: `assign` takes effect at the next step. What files, `clone_model`,
+            `deepcopy` and the copies inside a `Bidirectional` carry is its current value; `tf.train.Checkpoint`
+            restores the variable. As an activity regularizer, assign it (`layer.activity_regularizer = L1(variable)`):
+            Keras does not track what the constructor is given, so SavedModels and checkpoints would not find the
+            variable.
         **kwargs: `l`, the name that `l1` had in old versions of Keras.
 
     Raises:
@@ -103,7 +113,7 @@ class L2(Penalty):
         self.l2 = _factor("l2", 0.01 if l2 is None else l2)
 
     def __call__(self, x):
-        return _scaled(2.0 * self.l2, _penalties.half_square_sum(_tensor("L2", x)))
+        return _scaled(self.l2, _penalties.half_square_sum(_tensor("L2", x)), times=2.0)
 
     @classmethod
     def from_weight_decay(cls, decay):
@@ -135,6 +145,8 @@ class L2(Penalty):
         References:
             Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019.
         """
+        if hasattr(decay, "assign"):
+            raise invalid("decay", "a finite number", decay)
         return cls(_finite("decay", decay) / 2)
 
     def get_config(self):
@@ -178,12 +190,12 @@ class L1L2(Penalty):
         if _is_zero(self.l1) and _is_zero(self.l2):
             return tf.zeros([], _penalties.result_dtype(x))
         if _is_zero(self.l1):
-            return _scaled(2.0 * self.l2, _penalties.half_square_sum(x))
+            return _scaled(self.l2, _penalties.half_square_sum(x), times=2.0)
         if _is_zero(self.l2):
             return _scaled(self.l1, _penalties.absolute_sum(x))
         if isinstance(self.l1, tf.Variable) or isinstance(self.l2, tf.Variable):
             absolute, half_square = _penalties.absolute_sum(x), _penalties.half_square_sum(x)
-            return _scaled(self.l1, absolute) + _scaled(2.0 * self.l2, half_square)
+            return _scaled(self.l1, absolute) + _scaled(self.l2, half_square, times=2.0)
         return _penalties.elastic_net(x, float(self.l1), float(self.l2))
 
     def get_config(self):
@@ -389,18 +401,21 @@ def _factor(argument, value):
 
 def _current(factor):
     """A factor as a number; a variable that is mirrored on replicas has no `float`."""
-    return float(factor.numpy() if isinstance(factor, tf.Variable) else factor)
+    if not isinstance(factor, tf.Variable):
+        return float(factor)
+    with tf.init_scope():  # the number that it has while a function is traced
+        return float(factor.numpy())
 
 
 def _is_zero(factor):
     return not isinstance(factor, tf.Variable) and factor == 0
 
 
-def _scaled(factor, value):
-    """factor * value in the dtype of the value."""
+def _scaled(factor, value, times=1.0):
+    """times * factor * value in the dtype of the value."""
     if isinstance(factor, (int, float)):
-        return tf.constant(factor, value.dtype) * value
-    return tf.cast(factor, value.dtype) * value
+        return tf.constant(times * factor, value.dtype) * value
+    return times * tf.cast(factor, value.dtype) * value
 
 
 def _tensor(name, x):
