@@ -4,10 +4,11 @@ import sys
 
 import tensorflow as tf
 
-# All measured on two CPU cores, by examples/benchmark.py. A compiled function costs about 50 ms of compilation for each
-# new shape. In a graph it is even with plain ops at 300 x 300 and faster from 1000 x 1000 on. In eager it adds up to
-# 1 ms to a call; there tf.custom_gradient alone costs 60 µs, as much as a whole small penalty.
-COMPILE_IN_GRAPH_FROM = 2**18
+# All measured on two CPU cores, by examples/benchmark.py. A penalty and its gradient cost some 35 ms of compilation
+# each for each new shape. In a graph they are even with plain ops at 300 x 300 and win 0.2 to 0.5 ms a step at
+# 1000 x 1000. In eager a compiled function adds up to 1 ms to a call; there tf.custom_gradient alone costs 60 µs, as
+# much as a whole small penalty.
+COMPILE_IN_GRAPH_FROM = 2**19
 COMPILE_IN_EAGER_FROM = 2**22
 
 

@@ -89,9 +89,9 @@ def _absolute_row_sums(gram):
 
 
 def _direct_value(gram):
-    # A plain sum where functions cannot nest: DTensor does not follow the product either.
-    nests = _execution.may_nest_functions()
-    return tf.reduce_sum(_absolute_row_sums(gram)) if nests else tf.reduce_sum(tf.abs(gram))
+    # A plain sum in eager, where XLA is not around, and where functions cannot nest: DTensor does not follow a product.
+    plain = tf.executing_eagerly() or not _execution.may_nest_functions()
+    return tf.reduce_sum(tf.abs(gram)) if plain else tf.reduce_sum(_absolute_row_sums(gram))
 
 
 @tf.custom_gradient
