@@ -134,6 +134,12 @@ def test_fewer_than_two_axes_are_refused(x):
         tfk.OrthogonalRegularizer()(x)
 
 
+def test_fewer_than_two_axes_are_refused_where_the_rank_is_known_to_a_call_alone():
+    penalty = tf.function(tfk.OrthogonalRegularizer(), input_signature=[tf.TensorSpec(None, tf.float32)])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must have rank 2 or more"):
+        penalty(tf.constant([1.0, 2.0]))
+
+
 def test_orthogonality_of_complex_numbers():
     with pytest.raises(TypeError, match=r"floating dtype. Received: dtype complex64, shape \(2, 2\)"):
         tfk.OrthogonalRegularizer()(tf.eye(2, dtype=tf.complex64))

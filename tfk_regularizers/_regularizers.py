@@ -446,5 +446,7 @@ def _matrix(name, x):
         raise ValueError(f"Inputs to {name} must have rank 2 or more. Received: inputs.shape == {x.shape}")
     if rank == 2:
         return x
+    if rank is None:
+        tf.debugging.assert_rank_at_least(x, 2, f"Inputs to {name} must have rank 2 or more.")
     shape = x.shape if x.shape.is_fully_defined() else tf.shape(x)
     return tf.reshape(x, [tf.reduce_prod(shape[:-1]), shape[-1]])
