@@ -33,6 +33,12 @@ def may_nest_functions():
     return tf.compat.v1.executing_eagerly_outside_functions() and getattr(dtensor, "_dtensor_singleton", None) is None
 
 
+def is_shard(x):
+    """Whether x is one of several variables into which a parameter server strategy has partitioned a larger one."""
+    container = getattr(x, "_sharded_container", lambda: None)()
+    return container is not None and len(container.variables) > 1
+
+
 def _cpu_only():
     """Whether CPUs of this process are all there is: what compiling gains was measured there and nowhere else."""
     devices = tf.config.get_visible_devices()

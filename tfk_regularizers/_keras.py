@@ -33,6 +33,18 @@ if KERAS3 is not None:
     REGULARIZER_BASES += (KERAS3.regularizers.Regularizer,)
 
 
+def other_backend(x: Any) -> str | None:
+    """The backend of Keras 3 that x comes from, if that is not TensorFlow; None for what is no array of a backend.
+
+    Such an array converts to a tensor, but no gradient passes through the conversion.
+    """
+    keras = sys.modules.get("keras")  # under TF_USE_LEGACY_KERAS=1 a program may have it as well
+    if keras is None or type(x).__module__.partition(".")[0] not in ("keras", "jax", "jaxlib", "torch"):
+        return None
+    backend = keras.backend.backend()
+    return None if backend == "tensorflow" else backend
+
+
 def check_supported(names: Any) -> None:
     """Raise ImportError unless every internal that registration needs is where it is expected."""
     missing = [name for name in ("keras_export", *names) if not hasattr(SOURCE, name)]

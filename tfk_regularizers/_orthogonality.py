@@ -141,9 +141,10 @@ def _ring(u, v, block_rows):
     twice_u, twice_v = tf.concat([u, u], 0), tf.concat([v, v], 0)
 
     def step(s, sums, product):
-        gram = tf.matmul(u, tf.slice(twice_u, [s, 0, 0], [blocks, b, d]), transpose_b=True)
+        size = tf.shape(u)  # [blocks, b, d]; as numbers that the loop carries, XLA may not take them for constants
+        gram = tf.matmul(u, tf.slice(twice_u, [s, 0, 0], size), transpose_b=True)
         sign = tf.sign(gram)
-        product += tf.matmul(sign, tf.slice(twice_v, [s, 0, 0], [blocks, b, d]))
+        product += tf.matmul(sign, tf.slice(twice_v, [s, 0, 0], size))
         product += tf.roll(tf.matmul(sign, v, transpose_a=True), s, axis=0)
         return s + 1, sums + 2.0 * _absolute_row_sums(gram), product
 

@@ -3,11 +3,12 @@
 import math
 import operator
 import reprlib
+import warnings
 
 import numpy as np
 import tensorflow as tf
 
-from tfk_regularizers import _keras, _orthogonality, _penalties
+from tfk_regularizers import _execution, _keras, _orthogonality, _penalties
 
 
 class Penalty(*_keras.REGULARIZER_BASES, tf.__internal__.tracking.AutoTrackable):  # type: ignore[misc]
@@ -210,6 +211,10 @@ class OrthogonalRegularizer(Penalty):
     With fewer than two rows there is no pair, and the penalty is 0. Gradient: that of the formula, with `sign(0) = 0`,
     so a zero row stays where it is; for a row shorter than 1e-6 it is the one of `x * 1e6`.
 
+    A parameter server strategy that partitions a variable calls its regularizer once a shard, which sees the pairs
+    within that shard alone (a warning says so). For the whole variable, use
+    `layer.add_loss(lambda: regularizer(layer.kernel))` instead.
+
     Above 1024 rows the pairs are computed in tiles. Time: 0.5 n² d multiply-adds for the value, 1.5 n² d with the
     gradient, for n rows of d elements. Peak memory: about 3 n t + 6 n d numbers, with t ≤ 512 rows in a tile; it does
     not grow with n². (Under DTensor and in TensorFlow 1 graphs there are no tiles, and it takes about 3 n².)
@@ -257,6 +262,7 @@ class OrthogonalRegularizer(Penalty):
         self.mode = _row_or_column_mode(mode)
 
     def __call__(self, inputs):
+        _warn_of_shard("OrthogonalRegularizer", inputs)
         x = _matrix("OrthogonalRegularizer", inputs)
         if self.mode == "columns":
             x = tf.transpose(x)
@@ -304,6 +310,7 @@ class SampledOrthogonalRegularizer(Penalty):
         self.sample_size = _sample_size(sample_size)
 
     def __call__(self, inputs):
+        _warn_of_shard("SampledOrthogonalRegularizer", inputs)
         # Rows are gathered from a variable itself: reading a huge one first would copy it.
         is_table = isinstance(inputs, tf.Variable) and inputs.shape.rank == 2 and inputs.dtype.is_floating
         if not (is_table and self.mode == "rows"):
@@ -426,12 +433,28 @@ def _tensor(name, x):
             f"shape {x.shape}"
         )
     if not isinstance(x, tf.Tensor):
+        backend = _keras.other_backend(x)
+        if backend is not None:
+            raise TypeError(
+                f"Inputs to {name} must be what TensorFlow can differentiate, and Keras 3 runs on its {backend!r} "
+                f"backend. Set KERAS_BACKEND=tensorflow before Keras is imported. Received: a "
+                f"{type(x).__module__}.{type(x).__qualname__}"
+            )
         x = tf.convert_to_tensor(x)
     if not (x.dtype.is_floating or x.dtype.is_complex):
         raise TypeError(
             f"Inputs to {name} must be of a floating or complex dtype. Received: dtype {x.dtype.name}, shape {x.shape}"
         )
     return x
+
+
+def _warn_of_shard(name, x):
+    if _execution.is_shard(x):
+        warnings.warn(
+            f"{name} was called on a shard of a partitioned variable, and compares the rows of each shard alone. For "
+            "the whole, leave the regularizer out and use `layer.add_loss(lambda: regularizer(layer.kernel))`.",
+            stacklevel=3,
+        )
 
 
 def _matrix(name, x):

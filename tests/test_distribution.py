@@ -1,0 +1,401 @@
+"""Training on replicas, workers, parameter servers and DTensor meshes gives the weights that one device gives.
+
+`pytest -q -s tests/test_distribution.py` prints the largest difference of any weight for each of them.
+"""
+
+import concurrent.futures
+import json
+import socket
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from oracles import PENALTIES, orthogonal
+from tensorflow.python.distribute import sharded_variable
+
+import tfk_regularizers as tfk
+
+pytestmark = pytest.mark.heavy
+
+# Weights of about 1 after 12 steps that add gradients in another order each: a few roundings of float32 (6e-8).
+TOLERANCE = 1e-6
+
+# One model of independent branches, one for each penalty, each with an embedding, a convolution and a dense layer; and
+# what trains it. When forced, orthogonality is computed in tiles of at most 3 rows, and sums are compiled at any size.
+MODEL = """
+import json
+import sys
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+import tfk_regularizers as tfk
+from tfk_regularizers import _execution, _orthogonality
+
+used = set()  # how penalties were computed
+
+def noted(function, name=None):
+    def call(*arguments, **keywords):
+        result = function(*arguments, **keywords)
+        used.add(name or result)
+        return result
+
+    return call
+
+def force_tiles_and_compilation():
+    block_counts = _orthogonality._block_counts
+    _orthogonality._DIRECT_UP_TO = 2
+    _orthogonality._block_counts = lambda n, _: block_counts(n, 3)
+    _orthogonality._ring = noted(_orthogonality._ring, "tiled")
+    _execution.COMPILE_IN_GRAPH_FROM = 1
+    _execution.route = noted(_execution.route)
+
+REGULARIZERS = {
+    "l1": tfk.L1(0.01),
+    "l2": tfk.L2(0.02),
+    "l1_l2": tfk.L1L2(0.01, 0.02),
+    "rows": tfk.OrthogonalRegularizer(0.5),
+    "columns": tfk.OrthogonalRegularizer(0.5, "columns"),
+    "sampled": tfk.SampledOrthogonalRegularizer(0.5, sample_size=100),
+}
+TOKENS, PARTS, BATCH, STEPS = 23, 4, 16, 12
+random = np.random.default_rng(0)
+x = random.integers(0, TOKENS, (BATCH * STEPS, PARTS))
+y = random.standard_normal((BATCH * STEPS, 4 * len(REGULARIZERS))).astype("float32")
+
+def weights_of(model):
+    names = ("embeddings", "kernel", "bias")
+    layers = [layer for layer in model.layers if layer.weights]
+    return {f"{layer.name}/{name}": getattr(layer, name) for layer in layers for name in names if hasattr(layer, name)}
+
+def whole(weight):
+    return tf.concat(weight.variables, 0) if hasattr(weight, "variables") else weight
+
+def build(regularizers=REGULARIZERS):
+    layers, tokens = tf_keras.layers, tf_keras.Input([PARTS])
+    outputs = []
+    for name, regularizer in regularizers.items():
+        h = layers.Embedding(TOKENS, 6, embeddings_regularizer=regularizer, name=f"{name}_embedding")(tokens)
+        h = layers.Conv1D(5, 2, activation="tanh", kernel_regularizer=regularizer, name=f"{name}_conv")(h)
+        h = layers.Flatten(name=f"{name}_flatten")(h)
+        outputs.append(layers.Dense(4, kernel_regularizer=regularizer, name=f"{name}_dense")(h))
+    model = tf_keras.Model(tokens, layers.Concatenate()(outputs))
+    model.compile(tf_keras.optimizers.SGD(0.1, momentum=0.9), "mse")
+    random = np.random.default_rng(1)
+    for weight in weights_of(model).values():
+        weight.assign(0.5 * random.standard_normal(weight.shape).astype("float32"))
+    return model
+
+def train(model):
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH, drop_remainder=True).with_options(options)
+    loss = model.fit(data, epochs=1, steps_per_epoch=STEPS, verbose=0).history["loss"]
+    weights = {name: whole(weight).numpy().tolist() for name, weight in weights_of(model).items()}
+    return {"loss": loss, "weights": weights, "used": sorted(used)}
+
+def virtual_cpus(number):
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * number)
+    return [f"CPU:{i}" for i in range(number)]
+"""
+
+ONE_DEVICE = """
+plain = train(build())
+force_tiles_and_compilation()
+print(json.dumps([plain, train(build())]))
+"""
+
+MIRRORED = """
+strategy = tf.distribute.MirroredStrategy(virtual_cpus(int(sys.argv[1])))
+assert strategy.num_replicas_in_sync == int(sys.argv[1])
+force_tiles_and_compilation()
+with strategy.scope():
+    model = build()
+print(json.dumps(train(model)))
+"""
+
+MULTI_WORKER = """
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+assert strategy.num_replicas_in_sync == 2
+force_tiles_and_compilation()
+with strategy.scope():
+    model = build()
+print(json.dumps(train(model)))
+"""
+
+# One worker and two parameter servers in this process; each strategy of a process needs the same cluster.
+PARAMETER_SERVERS = """
+worker, *parameter_servers = (f"127.0.0.1:{port}" for port in sys.argv[1:])
+cluster = tf.train.ClusterSpec({"worker": [worker], "ps": parameter_servers})
+tasks = [("worker", 0), *(("ps", index) for index in range(len(parameter_servers)))]
+servers = [tf.distribute.Server(cluster, job_name=job, task_index=index, protocol="grpc") for job, index in tasks]
+resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(cluster, rpc_layer="grpc")
+force_tiles_and_compilation()
+
+with tf.distribute.ParameterServerStrategy(resolver).scope():
+    unpartitioned = train(build())
+
+partitioner = tf.distribute.experimental.partitioners.FixedShardsPartitioner(2)
+with tf.distribute.ParameterServerStrategy(resolver, partitioner).scope():
+    shard_by_shard = {}
+    for rows in (3, TOKENS):
+        start = np.random.default_rng(rows).standard_normal((rows, 4)).astype("float32")
+        for name, regularizer in REGULARIZERS.items():
+            layer = tf_keras.layers.Embedding(rows, 4, embeddings_regularizer=regularizer)
+            layer.build(None)
+            layer.embeddings.assign(start)
+            with tf.GradientTape() as tape:
+                losses = layer.losses
+                total = tf.add_n(losses)
+            gradient = tape.gradient(total, layer.trainable_weights)
+            shards = [shard.numpy().tolist() for shard in layer.trainable_weights]
+            assert np.array_equal(np.concatenate(shards), start)
+            shard_by_shard[f"{name} {rows}"] = {
+                "shards": shards,
+                "losses": [float(loss) for loss in losses],
+                "gradient": [tf.convert_to_tensor(part).numpy().tolist() for part in gradient],
+            }
+
+    # A layer for which a penalty is no sum over elements takes it as a loss on the whole tensor.
+    elementwise = ("l1", "l2", "l1_l2")
+    model = build({name: REGULARIZERS[name] if name in elementwise else None for name in REGULARIZERS})
+    for layer in model.layers:
+        regularizer = REGULARIZERS.get(layer.name.rpartition("_")[0])
+        for name in ("embeddings", "kernel"):
+            if hasattr(layer, name) and getattr(layer, f"{name}_regularizer") is None:
+                layer.add_loss(lambda layer=layer, name=name, penalty=regularizer: penalty(getattr(layer, name)))
+    assert all(hasattr(weight, "variables") and len(weight.variables) == 2 for weight in weights_of(model).values())
+    partitioned = train(model)
+
+print(json.dumps([unpartitioned, partitioned, shard_by_shard]))
+"""
+
+DTENSOR = """
+from tensorflow.experimental import dtensor
+
+virtual_cpus(4)
+PENALTIES = {
+    "l1": tfk.L1(0.3),
+    "l2": tfk.L2(0.3),
+    "l1_l2": tfk.L1L2(0.3, 0.7),
+    "rows": tfk.OrthogonalRegularizer(0.3),
+    "columns": tfk.OrthogonalRegularizer(0.3, "columns"),
+    "sampled": tfk.SampledOrthogonalRegularizer(0.3, sample_size=100),
+}
+random = np.random.default_rng(0)
+shapes = [(8, 6), (6,), (6, 4), (4,), (16, 8), (16, 4)]
+*start, x, y = (0.7 * random.standard_normal(shape).astype("float32") for shape in shapes)
+
+def value_and_gradient(penalty, tensor):
+    with tf.GradientTape() as tape:
+        tape.watch(tensor)
+        value = penalty(tensor)
+    return value, tape.gradient(value, tensor)
+
+def train_model(penalty, place, optimizer):
+    layers = [
+        tf_keras.layers.Dense(6, "tanh", kernel_regularizer=penalty, bias_regularizer=tfk.L2(0.2), name="first"),
+        tf_keras.layers.Dense(4, kernel_regularizer=penalty, name="second"),
+    ]
+    model = tf_keras.Sequential(layers)
+    model.build(x.shape)
+    for weight, value in zip(model.weights, start):
+        weight.assign(place(value, getattr(weight, "layout", None)))
+
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(model(x, training=True) - y)) + tf.add_n(model.losses)
+        gradients = tape.gradient(loss, model.trainable_weights)
+        optimizer.apply_gradients(zip(gradients, model.trainable_weights))
+
+    return model, tf.function(step)
+
+def run(penalty, kernel, model, step, x, y, numpy):
+    function = tf.function(value_and_gradient, autograph=False)
+    value, gradient = function(penalty, kernel)
+    for _ in range(6):
+        step(x, y)
+    weights = {str(number): numpy(weight.read_value()).tolist() for number, weight in enumerate(model.weights)}
+    return {"value": float(value.numpy()), "gradient": numpy(gradient).tolist(), "weights": weights}
+
+one_device = {}
+for name, penalty in PENALTIES.items():
+    model, step = train_model(penalty, lambda array, layout: array, tf_keras.optimizers.SGD(0.1))
+    arrays = [tf.constant(array) for array in (start[0], x, y)]
+    one_device[name] = run(penalty, arrays[0], model, step, *arrays[1:], lambda tensor: tensor.numpy())
+
+ALL = dtensor.UNSHARDED
+LAYOUTS = {"replicated": [ALL, ALL], "by row": ["a", ALL], "by column": [ALL, "b"], "by both": ["a", "b"]}
+mesh = dtensor.create_mesh([("a", 2), ("b", 2)], device_type="CPU")
+tf_keras.backend.experimental.enable_tf_random_generator()
+tf_keras.utils.set_random_seed(0)
+
+def place(array, layout):
+    everywhere = dtensor.Layout.replicated(mesh, array.ndim)
+    return dtensor.relayout(dtensor.copy_to_mesh(tf.constant(array), everywhere), layout)
+
+def numpy(tensor):
+    return dtensor.relayout(tensor, dtensor.Layout.replicated(mesh, tensor.shape.rank)).numpy()
+
+sharded = {}
+for layout, (row, column) in LAYOUTS.items():
+    layouts = tf_keras.dtensor.experimental.LayoutMap(mesh=mesh)
+    specs = {"first.kernel": [row, column], "first.bias": [column]}
+    specs |= {"second.kernel": [column, ALL], "second.bias": [ALL]}
+    for name, spec in specs.items():
+        layouts[name] = dtensor.Layout(spec, mesh)
+    by_example = dtensor.Layout(["a", ALL], mesh)
+    for name, penalty in PENALTIES.items():
+        with layouts.scope():
+            model, step = train_model(penalty, place, tf_keras.optimizers.SGD(0.1, mesh=mesh))
+        assert [weight.layout.sharding_specs for weight in model.weights] == list(specs.values())
+        arrays = place(start[0], layouts["first.kernel"]), place(x, by_example), place(y, by_example)
+        sharded[f"{layout}, {name}"] = run(penalty, arrays[0], model, step, *arrays[1:], numpy)
+print(json.dumps([start[0].tolist(), one_device, sharded]))
+"""
+
+
+def free_ports(number):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def run_program(run_python):
+    """Runs a program after `MODEL`; returns what it prints as JSON in its last line."""
+
+    def run(program, *arguments, **environment):
+        environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", **environment}
+        return json.loads(run_python("-c", MODEL + program, *arguments, **environment).splitlines()[-1])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(run_program):
+    """The model trained on one device, by the direct form and plain ops; and tiled and compiled."""
+    return run_program(ONE_DEVICE)
+
+
+@pytest.fixture(scope="module")
+def parameter_servers(run_program):
+    return run_program(PARAMETER_SERVERS, *free_ports(3))
+
+
+def differences(result, expected):
+    """The largest difference of each weight, relative where it is larger than 1."""
+    assert result.keys() == expected.keys()
+    found = {}
+    for name, value in expected.items():
+        right = np.array(value)
+        assert np.isfinite(right).all()
+        found[name] = (np.abs(np.array(result[name]) - right) / np.maximum(np.abs(right), 1)).max()
+    return found
+
+
+def check(what, found):
+    """Print the largest difference."""
+    worst = max(found, key=found.get)
+    print(f"\n{what}: largest difference of a weight {found[worst]:.1e} ({worst})", end="")
+    assert found[worst] <= TOLERANCE, found
+
+
+def check_training(what, result, expected):
+    """Compare losses and weights."""
+    assert result["loss"] == pytest.approx(expected["loss"], rel=TOLERANCE)
+    check(what, differences(result["weights"], expected["weights"]))
+
+
+def test_one_device(trained):
+    direct, tiled = trained
+    assert {"tiled", "compiled"} <= set(tiled["used"])
+    check_training("one device, tiled and compiled against direct and plain", tiled, direct)
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_mirrored(replicas, run_program, trained):
+    result = run_program(MIRRORED, replicas)
+    assert set(result["used"]) == {"tiled", "custom"}  # sums are not compiled inside a replica
+    check_training(f"MirroredStrategy, {replicas} replicas", result, trained[0])
+
+
+def test_multi_worker(run_program, trained):
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+
+    def work(index):
+        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        return run_program(MULTI_WORKER, TF_CONFIG=json.dumps(task))
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        chief, other = pool.map(work, range(2))
+    assert set(chief["used"]) == {"tiled", "custom"}
+    assert chief["weights"] == other["weights"]
+    check_training("MultiWorkerMirroredStrategy, 2 processes", chief, trained[0])
+
+
+def test_parameter_server(parameter_servers, trained):
+    assert "compiled" not in parameter_servers[0]["used"]
+    assert "tiled" in parameter_servers[0]["used"]
+    check_training("ParameterServerStrategy, whole variables", parameter_servers[0], trained[0])
+
+
+def test_parameter_server_partitioned(parameter_servers, trained):
+    """Sums shard by shard are exact, and so is orthogonality by `layer.add_loss(lambda: penalty(layer.kernel))`."""
+    check_training("ParameterServerStrategy, partitioned variables", parameter_servers[1], trained[0])
+
+
+@pytest.mark.parametrize("rows", [3, 23])
+@pytest.mark.parametrize("name", ["rows", "columns", "sampled"])
+def test_orthogonality_as_a_regularizer_is_that_of_each_shard(name, rows, parameter_servers):
+    """Not of the whole: pairs within a shard count, pairs across shards do not. A shard of one row gives 0."""
+    result = parameter_servers[2][f"{name} {rows}"]
+    mode = "columns" if name == "columns" else "rows"
+    expected = [orthogonal(np.array(shard, "float64"), 0.5, mode) for shard in result["shards"]]
+    assert [len(shard) for shard in result["shards"]] == {3: [2, 1], 23: [12, 11]}[rows]
+    assert result["losses"] == pytest.approx([value for value, _ in expected], rel=2e-6)
+    for gradient, (_, expected_gradient) in zip(result["gradient"], expected, strict=True):
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=0, atol=2e-6)
+    if rows == 3 and mode == "rows":
+        assert result["losses"][1] == 0
+        assert not np.any(result["gradient"][1])
+
+
+@pytest.mark.parametrize("cls", [tfk.OrthogonalRegularizer, tfk.SampledOrthogonalRegularizer])
+def test_a_shard_is_told_from_a_whole(cls):
+    values = np.random.default_rng(0).standard_normal((7, 3)).astype("float32")
+    shards = [tf.Variable(values[:4]), tf.Variable(values[4:])]
+    whole = sharded_variable.ShardedVariable(shards)
+    with pytest.warns(UserWarning, match="called on a shard of a partitioned variable"):
+        cls()(shards[0])
+    assert float(cls()(whole)) == float(cls()(values))
+
+
+@pytest.fixture(scope="module")
+def on_mesh(run_program):
+    return run_program(DTENSOR, DTENSOR_ENABLE_COMBINE_ALL_REDUCES_OPTIMIZATION="0")
+
+
+@pytest.mark.parametrize("layout", ["replicated", "by row", "by column", "by both"])
+def test_dtensor(layout, on_mesh):
+    """On a 2 x 2 mesh, with the environment variable DTENSOR_ENABLE_COMBINE_ALL_REDUCES_OPTIMIZATION=0.
+
+    The kernel of the first layer is split as named, its bias and the second layer to match, the batch by example.
+    Without the variable TensorFlow combines the all-reduces of a step, and the weights are silently wrong, by up
+    to 0.07 here. It has to be set before the mesh is made.
+    """
+    start, one_device, sharded = on_mesh
+    start, found = np.array(start, "float64"), {}
+    for name, expected in one_device.items():
+        result = sharded[f"{layout}, {name}"]
+        value, gradient = PENALTIES["rows" if name == "sampled" else name][1](start)
+        for each in (expected, result):
+            assert each["value"] == pytest.approx(value, rel=2e-6)
+            np.testing.assert_allclose(each["gradient"], gradient, rtol=0, atol=2e-6)
+        weights = differences(result["weights"], expected["weights"])
+        found |= {f"{name}, weight {number}": difference for number, difference in weights.items()}
+    check(f"DTensor, kernel {layout}", found)

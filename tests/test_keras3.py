@@ -1,0 +1,242 @@
+"""The same regularizer instances in Keras 3: on its TensorFlow backend they work, on another they say so."""
+
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from differentiation import assert_close
+from oracles import PENALTIES
+
+import tfk_regularizers as tfk
+
+if tf.keras.regularizers.Regularizer is tf_keras.regularizers.Regularizer:
+    pytest.skip("tf.keras is tf_keras, not Keras 3", allow_module_level=True)
+
+keras = sys.modules["keras"]
+BATCH = 8
+
+# Keras 3 up to 3.15 has variables whose __array__ does not take NumPy 2's keyword `copy`.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+penalties = pytest.mark.parametrize("name", PENALTIES)
+
+
+def build(library, regularizer, jit_compile=None):
+    """A model of tf_keras or of Keras 3 with a regularizer on a kernel, on a bias of two axes and on outputs."""
+    layers = library.layers
+    inputs = library.Input((6,))
+    outputs = layers.EinsumDense(
+        "ab,bcd->acd", (5, 4), bias_axes="cd", kernel_regularizer=regularizer, bias_regularizer=regularizer, name="a"
+    )(inputs)
+    outputs = layers.Flatten()(outputs)
+    outputs = layers.Dense(3, "tanh", activity_regularizer=regularizer, name="b")(outputs)
+    model = library.Model(inputs, outputs)
+    random = np.random.default_rng(0)
+    model.set_weights([random.normal(size=weight.shape) for weight in model.get_weights()])
+    model.compile(library.optimizers.SGD(0.02), "mse", jit_compile=jit_compile)
+    return model
+
+
+def data(rows=5 * BATCH):
+    random = np.random.default_rng(1)
+    return random.normal(size=(rows, 6)).astype("float32"), random.normal(size=(rows, 3)).astype("float32")
+
+
+def losses(model, x):
+    """What the last call of a model has left, in any order."""
+    model(x)
+    return sorted(float(loss) for loss in model.losses)
+
+
+def describe(model):
+    first, _, second = model.layers[1:]
+    return [repr(r) for r in (first.kernel_regularizer, first.bias_regularizer, second.activity_regularizer)]
+
+
+@penalties
+def test_one_instance_gives_the_same_losses_and_training_in_both(name):
+    """Both divide the penalty of outputs by the batch size."""
+    regularizer, oracle = PENALTIES[name][0](tfk), PENALTIES[name][1]
+    models = [build(library, regularizer, jit_compile=False) for library in (tf_keras, keras)]
+    x, y = data()
+    found = [losses(model, x[:BATCH]) for model in models]
+    kernel, bias = (weight.astype("float64") for weight in models[1].get_weights()[:2])
+    outputs = np.asarray(models[1](x[:BATCH])).astype("float64")
+    expected = [oracle(w.reshape(-1, w.shape[-1]))[0] for w in (kernel, bias)] + [oracle(outputs)[0] / BATCH]
+    for actual in found:
+        np.testing.assert_allclose(actual, sorted(expected), rtol=2e-6)
+    histories = [model.fit(x, y, BATCH, epochs=2, shuffle=False, verbose=0).history["loss"] for model in models]
+    np.testing.assert_allclose(histories[1], histories[0], rtol=1e-5)
+    for one, other in zip(*(model.get_weights() for model in models), strict=True):
+        assert_close(other, one, 1e-5)
+
+
+@penalties
+def test_kernel_bias_and_activity_are_saved_and_loaded(name, tmp_path):
+    regularizer = PENALTIES[name][0](tfk)
+    model = build(keras, regularizer)
+    x, y = data()
+    model.fit(x, y, BATCH, epochs=1, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert describe(loaded) == describe(model) == [repr(regularizer)] * 3
+    assert type(loaded.layers[1].kernel_regularizer) is type(regularizer)
+    assert losses(loaded, x) == losses(model, x)
+    assert np.isfinite(loaded.train_on_batch(x, y))
+
+
+@penalties
+def test_jit_compile_with_a_ragged_last_batch(name):
+    x, y = data(2 * BATCH + 4)
+    plain, compiled = (build(keras, PENALTIES[name][0](tfk), jit_compile) for jit_compile in (False, True))
+    found = [model.fit(x, y, BATCH, epochs=2, shuffle=False, verbose=0).history["loss"] for model in (plain, compiled)]
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+    for one, other in zip(plain.get_weights(), compiled.get_weights(), strict=True):
+        assert_close(other, one, 1e-5)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("name", [*PENALTIES, "sampled"])
+def test_variable_of_keras_3(name, mode):
+    make, oracle = PENALTIES[name if name != "sampled" else "rows"]
+    penalty = tfk.SampledOrthogonalRegularizer(0.3) if name == "sampled" else make(tfk)
+    values = np.random.default_rng(2).normal(size=(1100 if name in ("rows", "sampled") else 12, 7))
+    variable = keras.Variable(values.astype("float32"))
+
+    def step():
+        with tf.GradientTape() as tape:
+            value = penalty(variable)
+        return value, tf.convert_to_tensor(tape.gradient(value, variable.value))
+
+    if mode != "eager":
+        step = tf.function(step, jit_compile=mode == "xla" or None, autograph=False)
+    expected = oracle(values.astype("float32").astype("float64"))
+    for found, wanted in zip(step(), expected, strict=True):
+        assert_close(found, wanted, 5e-6)
+
+
+@penalties
+def test_mixed_float16_of_keras_3(name):
+    """Its kernels arrive cast to halves where a layer casts them, and as they are stored where losses are added."""
+    layer = keras.layers.Dense(5, kernel_regularizer=PENALTIES[name][0](tfk), dtype="mixed_float16")
+    assert layer(np.ones((3, 4), "float32")).dtype == tf.float16
+    (loss,) = layer.losses
+    assert loss.dtype == tf.float32
+    assert_close(loss, PENALTIES[name][1](layer.get_weights()[0].astype("float64"))[0], 2e-6)
+
+
+LOAD = """
+import sys
+import keras
+
+sys.modules["tfk_regularizers"] = None  # as if it were not installed
+
+def loaded():
+    regularizer = keras.models.load_model(sys.argv[1]).layers[1].bias_regularizer
+    return f"{type(regularizer).__module__.partition('.')[0]} {type(regularizer).__name__}"
+
+try:
+    print(loaded())
+except TypeError:
+    print("keras refuses")
+del sys.modules["tfk_regularizers"]
+import tfk_regularizers
+print(loaded())
+"""
+
+
+@pytest.mark.heavy
+def test_a_file_of_keras_3_needs_the_package_to_give_ours(run_python, tmp_path):
+    """Without it, Keras 3 takes the class of its own that has the same name."""
+    build(keras, tfk.L1L2(0.25, 0.5)).save(tmp_path / "model.keras")
+    (tmp_path / "load.py").write_text(LOAD)
+    before, after = run_python(tmp_path / "load.py", tmp_path / "model.keras", TF_CPP_MIN_LOG_LEVEL="3").splitlines()
+    assert before in ("keras L1L2", "keras refuses")
+    assert after == "tfk_regularizers L1L2"
+
+
+# Other backends
+
+
+def array_of(module):
+    """A class whose objects convert to tensors, as those of JAX and PyTorch do."""
+
+    class Array:
+        shape, dtype = (2, 2), np.dtype("float32")
+
+        def __array__(self, dtype=None, copy=None):
+            return np.ones(self.shape, dtype or self.dtype)
+
+    Array.__module__ = module
+    return Array()
+
+
+@pytest.mark.parametrize("kind", ["keras", "jaxlib._jax", "jax._src.interpreters.partial_eval", "torch"])
+@pytest.mark.parametrize("name", [*PENALTIES, "sampled"])
+def test_another_backend_is_named(monkeypatch, name, kind):
+    """On the TensorFlow backend all of them convert; on another, no gradient would come back."""
+    penalty = tfk.SampledOrthogonalRegularizer(0.3) if name == "sampled" else PENALTIES[name][0](tfk)
+    x = keras.Variable(np.ones((2, 2), "float32")) if kind == "keras" else array_of(kind)
+    expected = float(penalty(np.ones((2, 2), "float32")))
+    assert float(penalty(x)) == expected
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(
+        TypeError, match=r"Inputs to \w+ must be.*'jax' backend.*KERAS_BACKEND=tensorflow.*Received: a "
+    ):
+        penalty(x)
+    for fine in (np.ones((2, 2), "float32"), tf.ones((2, 2)), tf.Variable(tf.ones((2, 2))), [[1.0, 1.0], [1.0, 1.0]]):
+        assert float(penalty(fine)) == expected
+
+
+OTHER = """
+import importlib.abc, importlib.machinery, importlib.util, sys
+from unittest import mock
+
+# The numpy backend of Keras 3 imports JAX for its Fourier transforms, which nothing here computes.
+class NoJax(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path=None, target=None):
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.split(".")[0] == "jax" else None
+
+    def create_module(self, spec):
+        return mock.MagicMock(name=spec.name)
+
+    def exec_module(self, module):
+        pass
+
+if importlib.util.find_spec("jax") is None:
+    sys.meta_path.append(NoJax())
+
+import keras
+import tf_keras
+import tfk_regularizers as tfk
+
+print(keras.backend.backend())
+for regularizer in (tfk.L1(), tfk.L2(), tfk.L1L2(0.1, 0.1), tfk.OrthogonalRegularizer(),
+                    tfk.SampledOrthogonalRegularizer()):
+    layer = keras.layers.Dense(3, kernel_regularizer=regularizer)
+    layer.build((None, 2))
+    try:
+        print(layer.losses)
+    except TypeError as error:
+        print(error)
+layer = tf_keras.layers.Dense(3, kernel_regularizer=tfk.L2(0.5), kernel_initializer="ones")
+layer.build((None, 2))
+print(float(layer.losses[0]))
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("backend", ["numpy", *(name for name in ("jax", "torch") if importlib.util.find_spec(name))])
+def test_process_with_another_backend(run_python, tmp_path, backend):
+    """There Keras 3 gets the error, and tf_keras works."""
+    script = tmp_path / "other.py"
+    script.write_text(OTHER)
+    first, *errors, last = run_python(script, KERAS_BACKEND=backend, TF_CPP_MIN_LOG_LEVEL="3").splitlines()
+    assert (first, last) == (backend, "3.0")
+    assert len(errors) == 5
+    for error in errors:
+        assert f"Keras 3 runs on its '{backend}' backend" in error

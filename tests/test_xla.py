@@ -1,0 +1,173 @@
+"""Under XLA: training compiled as a whole, and the programs that are made for a GPU and for a CPU."""
+
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from differentiation import hessian_product, value_and_gradient
+from oracles import PENALTIES
+
+import tfk_regularizers as tfk
+from tfk_regularizers import _execution
+
+ROWS = 3000  # above 1024 rows orthogonality is tiled
+REGULARIZERS = {name: (lambda make=make: make(tfk)) for name, (make, _) in PENALTIES.items()}
+SAMPLED = {
+    "sampled": lambda: tfk.SampledOrthogonalRegularizer(0.3, sample_size=100),
+    "sampled columns": lambda: tfk.SampledOrthogonalRegularizer(0.3, "columns", sample_size=100),
+    "sampled tiled": lambda: tfk.SampledOrthogonalRegularizer(0.3, sample_size=2000),
+}
+# Of no more rows than it draws, a sample is all of them: the one case in which two runs are equal.
+EXACT = REGULARIZERS | {"sampled": lambda: tfk.SampledOrthogonalRegularizer(0.3, sample_size=2000)}
+
+
+# Training
+
+
+class Counting(tf_keras.regularizers.Regularizer):
+    """A regularizer that notes the shape at each call, that is at each trace of a compiled step."""
+
+    def __init__(self, regularizer):
+        self.regularizer, self.shapes = regularizer, []
+
+    def __call__(self, x):
+        self.shapes.append(tuple(x.shape))
+        return self.regularizer(x)
+
+
+def build(kernel, activity, jit_compile, units=7):
+    layer = tf_keras.layers.Dense(
+        units, "tanh", kernel_regularizer=kernel, activity_regularizer=activity, input_shape=(6,)
+    )
+    model = tf_keras.Sequential([layer, tf_keras.layers.Dense(2)])
+    random = np.random.default_rng(0)
+    model.set_weights([random.normal(size=weight.shape) for weight in model.get_weights()])
+    model.compile(tf_keras.optimizers.SGD(0.1 / units), "mse", jit_compile=jit_compile)
+    return model
+
+
+def data(rows):
+    random = np.random.default_rng(1)
+    return random.normal(size=(rows, 6)).astype("float32"), random.normal(size=(rows, 2)).astype("float32")
+
+
+@pytest.mark.parametrize("units", [7, 1100], ids=["small", "tiled"])
+@pytest.mark.parametrize("name", EXACT)
+def test_fit_with_a_ragged_last_batch_equals_one_without_xla(name, units):
+    """Batches of 8, 8 and 4, whose size no layer knows; where it is unknown, and from 1025 columns on, there are tiles.
+
+    The gradient of outputs of an unknown number needs a loop whose slices have a size that XLA can tell.
+    """
+    if units == 1100 and name not in ("columns", "l1_l2"):
+        units = 200
+    x, y = data(20)
+    losses, weights = [], []
+    for jit_compile in (False, True):
+        kernel, activity = Counting(EXACT[name]()), Counting(EXACT[name]())
+        model = build(kernel, activity, jit_compile, units)
+        first = model.fit(x, y, batch_size=8, epochs=1, shuffle=False, verbose=0).history["loss"]
+        traces = len(kernel.shapes), len(activity.shapes)
+        # One trace of the step for all the batches, whose size is unknown in it; and one more before it, because its
+        # first call makes variables.
+        assert kernel.shapes == [(6, units)] * 2
+        assert set(activity.shapes) == {(None, units)}
+        more = model.fit(x, y, batch_size=8, epochs=3, shuffle=False, verbose=0).history["loss"]
+        assert (len(kernel.shapes), len(activity.shapes)) == traces
+        losses.append(first + more)
+        weights.append(model.get_weights())
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-5)
+    for compiled, plain in zip(*reversed(weights), strict=True):
+        np.testing.assert_allclose(compiled, plain, atol=2e-5 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+def test_compiled_function_is_traced_once_for_each_shape(name):
+    counting = Counting(REGULARIZERS[name]())
+    step = tf.function(value_and_gradient(counting), jit_compile=True, autograph=False)
+    for size in (5, 9, 5, 9, 5):
+        step(tf.ones([size, 3]))
+    assert counting.shapes == [(5, 3), (9, 3)]
+
+
+# Programs
+
+
+def forget_shape(penalty):
+    """The penalty of a tensor whose static shape TensorFlow does not know; XLA does."""
+    return lambda x: penalty(tf.compat.v1.placeholder_with_default(x, [None] * x.shape.rank))
+
+
+def program(function, specs, **stage):
+    compiled = tf.function(function, jit_compile=True, autograph=False)
+    return compiled.experimental_get_compiler_ir(*specs)(**stage)
+
+
+def largest(text):
+    """The elements of the largest array in a program, written `f32[3000,16]` in HLO."""
+    shapes = re.findall(r"\b(?:pred|bf16|[fsu]\d+)\[([\d,]+)\]", text)
+    return max(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes)
+
+
+@pytest.mark.parametrize("gpu_listed", [False, True], ids=["CPU process", "GPU process"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(64, 48), (ROWS, 100), (100, ROWS)], ids=str)
+@pytest.mark.parametrize("name", [*REGULARIZERS, *SAMPLED])
+def test_lowers_for_a_gpu(monkeypatch, name, shape, dtype, gpu_listed):
+    """Value and gradient, without such a device; with one, sums are not compiled on their own."""
+    monkeypatch.setattr(_execution, "_cpu_only", lambda: not gpu_listed)
+    function = value_and_gradient((REGULARIZERS | SAMPLED)[name]())
+    specs = [tf.TensorSpec(shape, dtype)]
+    if dtype == "bfloat16" or gpu_listed:
+        lowered = program(function, specs, stage="stablehlo_serialized", platform_name="GPU")
+        assert lowered.startswith(b"ML\xefR")  # MLIR bytecode
+        return
+    text = program(function, specs, stage="hlo", platform_name="GPU")
+    assert text.startswith("HloModule")
+    if ROWS in shape:
+        assert largest(text) <= ROWS * 700
+
+
+PROGRAMS = {
+    "value and gradient": (value_and_gradient, 1),
+    "Hessian product": (hessian_product, 2),
+    "value": (lambda penalty: penalty, 1),
+}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known shape", "unknown shape"])
+@pytest.mark.parametrize(
+    ("what", "dtype"), [("value and gradient", "bfloat16"), ("Hessian product", "float32"), ("value", "float32")]
+)
+@pytest.mark.parametrize("name", ["rows", "columns"])
+def test_optimized_program_holds_no_gram_matrix(name, what, dtype, known):
+    make, arguments = PROGRAMS[what]
+    penalty = REGULARIZERS[name]() if known else forget_shape(REGULARIZERS[name]())
+    spec = tf.TensorSpec([ROWS, 16] if name == "rows" else [16, ROWS], dtype)
+    text = program(make(penalty), [spec] * arguments, stage="optimized_hlo")
+    assert ROWS * 16 <= largest(text) <= ROWS * 700
+
+
+@pytest.mark.parametrize("axis", ["rows", "columns"])
+def test_optimized_program_of_a_sample_holds_no_gram_matrix(axis):
+    penalty = tfk.SampledOrthogonalRegularizer(0.3, axis, sample_size=2000)
+    spec = tf.TensorSpec([20000, 16] if axis == "rows" else [16, 20000], tf.float32)
+    text = program(value_and_gradient(penalty), [spec], stage="optimized_hlo")
+    assert 20000 * 16 <= largest(text) <= 2000 * 700
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "l1_l2"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_optimized_program_of_a_sum_holds_nothing_larger_than_its_input(name, dtype):
+    shape = [700, 900]
+    text = program(value_and_gradient(REGULARIZERS[name]()), [tf.TensorSpec(shape, dtype)], stage="optimized_hlo")
+    assert largest(text) == 700 * 900
+
+
+def test_largest_finds_the_gram_matrix_of_the_built_in(builtin):
+    """What the tests above look for is there to be found."""
+    built_in = value_and_gradient(builtin.OrthogonalRegularizer(0.3))
+    spec = [tf.TensorSpec([ROWS, 16], tf.float32)]
+    assert largest(program(built_in, spec, stage="optimized_hlo")) >= ROWS**2
+    assert largest(program(built_in, spec, stage="hlo", platform_name="GPU")) >= ROWS**2
