@@ -133,6 +133,11 @@ def deserialize(config, custom_objects=None, use_legacy_format=False):
             "`L1L2(l1=0.01, l2=0.01)`, was probably meant.",
             stacklevel=3,
         )
+    if isinstance(config, str) and config.startswith("tfk_regularizers>") and not use_legacy_format:
+        config = config.partition(">")[2]  # tf_keras would give the class
+    if isinstance(config, dict) and isinstance(config.get("module"), str):
+        # Keras imports the module of a config whose class it does not find among the custom objects.
+        config = {**config, "module": "keras.regularizers"}
     saving = tf_keras.utils.legacy if use_legacy_format else tf_keras.saving
     try:
         result = saving.deserialize_keras_object(
@@ -140,7 +145,7 @@ def deserialize(config, custom_objects=None, use_legacy_format=False):
         )
     except (AttributeError, KeyError, RecursionError) as error:
         raise ValueError(f"Could not interpret regularizer config {shown(config)}: {error!r}") from error
-    if not callable(result):
+    if not callable(result) or result in (get, serialize, deserialize, l1_l2):
         raise ValueError(f"Could not interpret regularizer config {shown(config)}: it gives {shown(result)}")
     return result
 

@@ -40,14 +40,12 @@ def mean_absolute_cosine(x, block_rows=None):
     `block_rows` forces the ring with such blocks; only tests pass it.
     """
     x = _penalties.wide(x)
-    rows = x.shape[0]
     u = x * tf.math.rsqrt(tf.maximum(tf.reduce_sum(tf.square(x), axis=1, keepdims=True), _EPSILON))
     if block_rows is not None or _pays_to_tile(x):
         cosines = _tiled_in_function(u, block_rows)
     else:
         cosines = _direct(u) if isinstance(u, tf.Tensor) else _direct_value(_gram(u))
-    pairs = max(rows * (rows - 1), 1) if rows is not None else _count_pairs(x)
-    return cosines / tf.cast(pairs, x.dtype)
+    return cosines / tf.cast(_count_pairs(_size(x, 0)), x.dtype)
 
 
 def sampled(x, size, axis):
@@ -58,29 +56,35 @@ def sampled(x, size, axis):
     n = _size(x, axis)
     if isinstance(n, int) and n <= size:
         return tf.convert_to_tensor(x)
-    _, drawn = tf.math.top_k(tf.random.uniform([n]), min(size, n) if isinstance(n, int) else tf.minimum(size, n))
+    _, drawn = tf.math.top_k(
+        tf.random.uniform([n]), min(size, n) if isinstance(n, int) else tf.minimum(min(size, n.dtype.max), n)
+    )
     return tf.gather(x, drawn, axis=axis)
 
 
 def _pays_to_tile(x):
     """Whether x has, or may have, many rows, and is where a function can be nested."""
-    large = x.shape[0] is None or x.shape[0] > _DIRECT_UP_TO
+    rows = tf.compat.dimension_value(x.shape[0])
+    large = rows is None or rows > _DIRECT_UP_TO
     return large and isinstance(x, tf.Tensor) and _execution.may_nest_functions()
 
 
-def _count_pairs(x):
-    """n (n - 1), at least 1, in a float: int32 overflows from n = 46342."""
-    rows = tf.cast(tf.shape(x)[0], x.dtype)
-    return tf.maximum(rows * (rows - 1.0), 1.0)
+def _count_pairs(n):
+    """n (n - 1), at least 1; in a wide integer, for int32 overflows from n = 46342."""
+    if isinstance(n, int):
+        return max(n * (n - 1), 1)
+    n = tf.cast(n, tf.int64)
+    return tf.maximum(n * (n - 1), 1)
 
 
 def _gram(u):
     """Products of all pairs of rows, zero on the diagonal; u may be a batch of blocks.
 
     Written so that DTensor can follow: it cannot set a diagonal, and `transpose_b=True` fails on rows that are sharded.
+    Multiplied by `1 - eye`, a batch of blocks is all zero under the XLA of TensorFlow 2.16.
     """
     gram = tf.matmul(u, tf.linalg.matrix_transpose(u))
-    return gram * (1.0 - tf.eye(_size(gram, -1), dtype=gram.dtype))
+    return gram - gram * tf.eye(_size(gram, -1), dtype=gram.dtype)
 
 
 def _absolute_row_sums(gram):
@@ -167,4 +171,5 @@ def _block_counts(n, block_rows):
 
 def _size(x, axis):
     """The size of an axis: a Python int where it is static."""
-    return x.shape[axis] if x.shape[axis] is not None else tf.shape(x)[axis]
+    static = tf.compat.dimension_value(x.shape[axis])
+    return static if static is not None else tf.shape(x)[axis]

@@ -24,10 +24,12 @@ def total(x):
     XLA:CPU adds a plain sum one by one, which is wrong in the third digit at 64M elements. Where the size is unknown it
     may be large, and a product with ones is summed in parts there, at no cost elsewhere.
     """
-    if x.shape.is_fully_defined() or x.shape.rank is None or x.shape.rank < 2 or (x.shape[-1] or 0) < 16:
+    if x.shape.is_fully_defined() or x.shape.rank is None or x.shape.rank < 2:
         return tf.reduce_sum(x)
-    rows = tf.reshape(x, [-1, x.shape[-1]])
-    return tf.reduce_sum(tf.linalg.matvec(rows, tf.ones([x.shape[-1]], x.dtype)))
+    row = tf.compat.dimension_value(x.shape[-1])
+    if row is None or row < 16:
+        return tf.reduce_sum(x)
+    return tf.reduce_sum(tf.linalg.matvec(tf.reshape(x, [-1, row]), tf.ones([row], x.dtype)))
 
 
 def _total_in_xla(x):
@@ -106,7 +108,7 @@ half_square_sum = _penalty(
 half_square_sum.__doc__ = "½ Σ|x|², a scalar of `result_dtype(x)`."
 
 elastic_net = _penalty(
-    plain=lambda x, l1, l2: l1 * _plain_absolute_sum(x) + 2.0 * l2 * _plain_half_square_sum(x),
+    plain=lambda x, l1, l2: l1 * _plain_absolute_sum(x) + l2 * (2.0 * _plain_half_square_sum(x)),
     elements=lambda x, l1, l2: l1 * tf.abs(x) + l2 * tf.square(x),
     gradient=lambda x, dy, l1, l2: dy * l1 * tf.sign(x) + 2.0 * dy * l2 * x,
 )

@@ -264,7 +264,7 @@ class OrthogonalRegularizer(Penalty):
     def __call__(self, inputs):
         _warn_of_shard("OrthogonalRegularizer", inputs)
         x = _matrix("OrthogonalRegularizer", inputs)
-        if self.mode == "columns":
+        if _row_or_column_mode(self.mode) == "columns":
             x = tf.transpose(x)
         return _scaled(self.factor, _orthogonality.mean_absolute_cosine(x))
 
@@ -313,11 +313,11 @@ class SampledOrthogonalRegularizer(Penalty):
         _warn_of_shard("SampledOrthogonalRegularizer", inputs)
         # Rows are gathered from a variable itself: reading a huge one first would copy it.
         is_table = isinstance(inputs, tf.Variable) and inputs.shape.rank == 2 and inputs.dtype.is_floating
-        if not (is_table and self.mode == "rows"):
+        axis = 0 if _row_or_column_mode(self.mode) == "rows" else 1
+        if not is_table or axis == 1:
             inputs = _matrix("SampledOrthogonalRegularizer", inputs)
-        axis = 0 if self.mode == "rows" else 1
         sample = _orthogonality.sampled(inputs, self.sample_size, axis)
-        if self.mode == "columns":
+        if axis == 1:
             sample = tf.transpose(sample)
         return _scaled(self.factor, _orthogonality.mean_absolute_cosine(sample))
 
@@ -420,9 +420,9 @@ def _is_zero(factor):
 
 def _scaled(factor, value, times=1.0):
     """times * factor * value in the dtype of the value."""
-    if isinstance(factor, (int, float)):
+    if isinstance(factor, (int, float)) and abs(times * factor) <= float(value.dtype.max):
         return tf.constant(times * factor, value.dtype) * value
-    return times * tf.cast(factor, value.dtype) * value
+    return tf.cast(factor, value.dtype) * (times * value)
 
 
 def _tensor(name, x):
@@ -471,5 +471,5 @@ def _matrix(name, x):
         return x
     if rank is None:
         tf.debugging.assert_rank_at_least(x, 2, f"Inputs to {name} must have rank 2 or more.")
-    shape = x.shape if x.shape.is_fully_defined() else tf.shape(x)
+    shape = x.shape.as_list() if x.shape.is_fully_defined() else tf.shape(x)
     return tf.reshape(x, [tf.reduce_prod(shape[:-1]), shape[-1]])

@@ -1,0 +1,81 @@
+"""The tests over versions of TensorFlow and Python, on the built wheel and away from the source tree.
+
+    nox -f .ci/noxfile.py                              the whole suite over the matrix
+    nox -f .ci/noxfile.py -s oldest                    what an old TensorFlow could break, on this Python
+    nox -f .ci/noxfile.py -- tests/test_saving.py -x   whatever is to be given to pytest instead
+
+Each session makes an environment of its own. A Python that is not found is reported as skipped.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import nox
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+NEWEST = ""  # whatever pip finds
+
+# Each TensorFlow on a Python that it exists for, each Python with a TensorFlow.
+MATRIX = [
+    nox.param("3.10", "2.16", {}, id="TensorFlow 2.16, Python 3.10"),
+    nox.param("3.12", "2.18", {}, id="TensorFlow 2.18, Python 3.12"),
+    nox.param("3.11", "2.20", {}, id="TensorFlow 2.20, Python 3.11"),
+    nox.param("3.12", "2.21", {}, id="TensorFlow 2.21, Python 3.12"),
+    nox.param("3.13", NEWEST, {}, id="newest TensorFlow, Python 3.13"),
+    nox.param("3.13", NEWEST, {"TF_USE_LEGACY_KERAS": "1"}, id="newest TensorFlow, Python 3.13, legacy Keras"),
+]
+QUICK = [f"tests/test_{name}.py" for name in ("registration", "saving", "identifiers", "penalties", "orthogonality")]
+
+nox.options.sessions = ["matrix"]
+nox.options.envdir = ROOT / ".nox"
+nox.options.download_python = "never"
+nox.options.error_on_missing_interpreters = False
+
+if "PYENV_VERSION" not in os.environ and shutil.which("pyenv"):  # its Pythons that are not active are found, too
+    active, installed = (
+        re.findall(r"[^:\s]+", subprocess.run(["pyenv", *command], capture_output=True, text=True, check=False).stdout)
+        for command in (["version-name"], ["versions", "--bare"])
+    )
+    others = [name for name in installed if re.fullmatch(r"\d\.\d+\.\d+", name) and name.rpartition(".")[0] in PYTHONS]
+    os.environ["PYENV_VERSION"] = ":".join(dict.fromkeys([*active, *others]))
+
+
+@nox.session
+@nox.parametrize("python, tensorflow, environment", MATRIX)
+def matrix(session, tensorflow, environment):
+    """The whole suite with a TensorFlow."""
+    run_tests(session, tensorflow, environment, ["tests", "--pyargs", "tfk_regularizers"])
+
+
+@nox.session
+def oldest(session):
+    """Registration, saving, values and gradients with the oldest TensorFlow that exists for this Python."""
+    run_tests(session, "2.16" if sys.version_info < (3, 13) else "2.20", {}, QUICK)
+
+
+def run_tests(session, tensorflow, environment, selection):
+    """Build the wheel, install it with its `test` extra, and run copies of the tests elsewhere."""
+    pins = [f"{name}=={tensorflow}.*" for name in ("tensorflow", "tf-keras")] if tensorflow else []
+    with tempfile.TemporaryDirectory() as folder:
+        session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, str(ROOT))
+        (wheel,) = pathlib.Path(folder).glob("*.whl")
+        session.install(f"{wheel}[test]", *pins)
+        shutil.copytree(ROOT / "tests", f"{folder}/tests", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        session.chdir(folder)
+        environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": "", **environment}
+        session.run("python", "-c", VERSIONS, env=environment)
+        session.run("pytest", "-q", "-c", "pyproject.toml", *(session.posargs or selection), env=environment)
+
+
+VERSIONS = """
+import platform, tensorflow, tf_keras, tfk_regularizers as tfk
+assert "site-packages" in tfk.__file__, tfk.__file__
+print("Python", platform.python_version(), "TensorFlow", tensorflow.__version__, "tf-keras", tf_keras.__version__)
+"""
