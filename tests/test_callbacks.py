@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from tfk_regularizers import L1, L2, PenaltyLogger, register, unregister
+from tfk_regularizers import L1, L2, PenaltyLogger, register, set_regularizers, unregister
 
 X = np.random.RandomState(0).randn(22, 3).astype("float32")
 Y = (X[:, :1] * 2 - X[:, 1:2] + 0.5).astype("float32")
@@ -714,3 +714,21 @@ def test_unregister_takes_the_wrapper_off():
     assert tf_keras.Model.evaluate is wrapped[1].__wrapped__
     register()
     assert tf_keras.Model.fit.__wrapped__ is wrapped[0].__wrapped__
+
+
+@pytest.mark.parametrize("inside", ["evaluate", "set_regularizers"])
+def test_a_running_fit_goes_on(inside):
+    """Both forget what is traced, and may be called by a callback of a fit that is traced already."""
+
+    class Inside(tf_keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if inside == "evaluate":
+                self.model.evaluate(X, Y, verbose=0, callbacks=[PenaltyLogger()])
+            else:
+                set_regularizers(self.model, kernel_regularizer=L2(float(epoch)))
+
+    model = tf_keras.Sequential([tf_keras.layers.Dense(1, kernel_initializer="ones", input_shape=(3,))])
+    model.compile(tf_keras.optimizers.SGD(0.0), "mse")
+    loss = model.fit(X, Y, epochs=3, verbose=0, callbacks=[Inside()]).history["loss"]
+    grows = 3.0 if inside == "set_regularizers" else 0.0  # the sum of squares of the kernel
+    assert np.diff(loss) == pytest.approx([grows, grows], rel=1e-5, abs=1e-5)

@@ -813,3 +813,17 @@ def test_bad_decay(decay):
     """A variable among them: half of it is no variable, so it would silently be read once and never again."""
     with pytest.raises(ValueError, match=r"argument `decay`\. Expected a finite number\. Received: decay="):
         tfk.L2.from_weight_decay(decay)
+
+
+def test_what_a_subclass_holds_of_its_own_is_copied_as_it_is():
+    class FromStart(tfk.L2):
+        def __init__(self, l2, start):
+            super().__init__(l2)
+            self.start, self.axes = tf.Variable(start), [0, 1]
+
+    regularizer = FromStart(tf.Variable(0.5, trainable=False), np.ones((2, 3), "float32"))
+    duplicate = copy.deepcopy(regularizer)
+    assert duplicate.l2 == 0.5
+    assert isinstance(duplicate.start, tf.Variable)
+    assert duplicate.start.shape == (2, 3)
+    assert type(regularizer.axes) is type(duplicate.axes) is list

@@ -542,3 +542,17 @@ def test_keras_3_without_its_table_of_strings(monkeypatch):
         tfk.register()
         assert type(tf_keras.regularizers.get("l1_l2")) is tfk.L1L2
         tfk.unregister()
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_custom_object_of_the_same_name_is_no_obstacle():
+    class L2(tf_keras.regularizers.Regularizer):
+        """Somebody else's."""
+
+    tf_keras.saving.get_custom_objects()["L2"] = L2
+    tfk.unregister()
+    tfk.register()
+    assert tf_keras.regularizers.L2 is tfk.L2
+    with tf_keras.saving.custom_object_scope({"l1": L2, "OrthogonalRegularizer": L2}):
+        tfk.register()
+    assert tf_keras.regularizers.L1 is tfk.L1

@@ -33,6 +33,12 @@ def may_nest_functions():
     return tf.compat.v1.executing_eagerly_outside_functions() and getattr(dtensor, "_dtensor_singleton", None) is None
 
 
+def expect_many_shapes(*functions):
+    """Keep TensorFlow from warning of retracing: one trace for each shape is meant."""
+    for function in functions:
+        function._omit_frequent_tracing_warning = True
+
+
 def is_shard(x):
     """Whether x is one of several variables into which a parameter server strategy has partitioned a larger one."""
     container = getattr(x, "_sharded_container", lambda: None)()

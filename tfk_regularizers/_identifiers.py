@@ -17,7 +17,7 @@ from tfk_regularizers._regularizers import (
     shown,
 )
 
-_CLASSES: dict[str, type] = {
+_BY_NAME: dict[str, type] = {
     "l1": L1,
     "l2": L2,
     "L1": L1,
@@ -29,7 +29,7 @@ _CLASSES: dict[str, type] = {
 }
 _LIBRARIES = ("tf_keras", "tfk_regularizers")  # what they register is not the user's own
 IDENTIFIERS = ("l1", "l2", "l1_l2", "L1", "L2", "L1L2", "orthogonal_regularizer", "OrthogonalRegularizer")
-_KNOWN = ("l1_l2", *_CLASSES)
+_KNOWN = ("l1_l2", *_BY_NAME)
 
 
 def get(identifier):
@@ -138,10 +138,12 @@ def deserialize(config, custom_objects=None, use_legacy_format=False):
     if isinstance(config, dict) and isinstance(config.get("module"), str):
         # Keras imports the module of a config whose class it does not find among the custom objects.
         config = {**config, "module": "keras.regularizers"}
+        if config.get("registered_name") and config["registered_name"] not in custom and names[0] in custom:
+            config["registered_name"] = names[0]  # the one name that it looks for
     saving = tf_keras.utils.legacy if use_legacy_format else tf_keras.saving
     try:
         result = saving.deserialize_keras_object(
-            config, module_objects=_CLASSES, custom_objects=custom_objects, printable_module_name="regularizer"
+            config, module_objects=_BY_NAME, custom_objects=custom_objects, printable_module_name="regularizer"
         )
     except (AttributeError, KeyError, RecursionError) as error:
         raise ValueError(f"Could not interpret regularizer config {shown(config)}: {error!r}") from error
@@ -156,9 +158,13 @@ def _parse(config):
         return [config], {}
     if not isinstance(config, dict):
         raise ValueError(f"Could not interpret regularizer config: {shown(config)}")
-    name, inner = config.get("class_name"), config.get("config", config)
+    name, inner = config.get("class_name"), config.get("config")
     is_function = name == "function" and isinstance(inner, str)
-    if not isinstance(name, str) or inner is config or not (isinstance(inner, dict) or inner is None or is_function):
+    if (
+        not isinstance(name, str)
+        or "config" not in config
+        or not (isinstance(inner, dict) or inner is None or is_function)
+    ):
         raise ValueError(
             "Improper regularizer config. Expected a dict with the keys `class_name`, a string, and `config`, a dict. "
             f"Received: {shown(config)}"

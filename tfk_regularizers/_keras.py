@@ -266,9 +266,11 @@ def _assign(obj: Any, name: str, value: Any, undo: contextlib.ExitStack) -> None
 
 def forget_traces(model: Any) -> None:
     """Let a model trace its steps anew: a traced one keeps the losses that it was traced with."""
-    for name in ("train_function", "train_tf_function", "test_function", "predict_function"):
+    for name in ("train_tf_function", "train_function", "test_function", "predict_function"):
         if getattr(model, name, None) is not None:
             setattr(model, name, None)
+            if name != "train_tf_function":  # made at once: a `fit` that is running calls the attribute again
+                setattr(model, name, getattr(model, f"make_{name}")())
 
 
 def call_recorded(loss: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> tuple[Any, Any, Any]:

@@ -103,7 +103,8 @@ def penalties(model):
     """Returns the current penalty of each regularized weight of a model.
 
     The values are what Keras adds to the loss: they sum to `sum(model.losses)` as long as there is neither an activity
-    regularizer nor an `add_loss`, which belong to no weight.
+    regularizer nor an `add_loss`, which belong to no weight. (A `SampledOrthogonalRegularizer` draws
+    afresh at each reading.)
 
     A custom training loop adds the penalties to the loss itself. Under a strategy each replica computes them and the
     gradients of the replicas are added up, so each takes its share; the loop equals `fit`, on any number of replicas:

@@ -28,10 +28,10 @@ _EPSILON = 1e-12  # as in tf.math.l2_normalize
 # Up to this many rows one Gram matrix (4 MB in float32) is as fast as tiles, and has less to set up.
 _DIRECT_UP_TO = 1024
 
-# Blocks of 512 rows were fastest on two CPU cores from (2048, 256) to (16384, 32); smaller ones repeat more passes over
-# u, larger ones waste more of step 0. From 32768 rows on they shrink, so that a step stays near 64 MB in float32.
-_BLOCK_ROWS = 512
-_STEP_ENTRIES = 2**24
+# Blocks of 512 rows were fastest on two CPU cores at 4096 rows, of 256 at 8192; smaller ones repeat more passes over u,
+# larger ones waste more of step 0 and hold more. In between, a step has 8 MB of entries in float32.
+_BLOCK_ROWS = (256, 512)
+_STEP_ENTRIES = 2**21
 
 
 def mean_absolute_cosine(x, block_rows=None):
@@ -135,6 +135,7 @@ def _tiled(u, block_rows):
 # A function of its own: in eager it drops the gradient where only the value is asked for, and forward mode, which looks
 # past custom gradients op by op, takes a function's gradient as a whole.
 _tiled_in_function = tf.function(_tiled, autograph=False)
+_execution.expect_many_shapes(_tiled_in_function)
 
 
 def _ring(u, v, block_rows):
@@ -161,10 +162,10 @@ def _ring(u, v, block_rows):
 def _block_counts(n, block_rows):
     """An odd number of blocks that covers n rows with as little padding as possible, and the rows of each."""
     if isinstance(n, int):
-        rows = block_rows or max(64, min(_BLOCK_ROWS, _STEP_ENTRIES // max(n, 1)))
+        rows = block_rows or min(max(_STEP_ENTRIES // max(n, 1), _BLOCK_ROWS[0]), _BLOCK_ROWS[1])
         blocks = max(n // rows, 1) // 2 * 2 + 1
         return blocks, -(-n // blocks)
-    rows = block_rows or tf.clip_by_value(_STEP_ENTRIES // tf.maximum(n, 1), 64, _BLOCK_ROWS)
+    rows = block_rows or tf.clip_by_value(_STEP_ENTRIES // tf.maximum(n, 1), *_BLOCK_ROWS)
     blocks = tf.maximum(n // rows, 1) // 2 * 2 + 1
     return blocks, -(-n // blocks)
 

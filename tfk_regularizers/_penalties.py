@@ -7,6 +7,9 @@ from tfk_regularizers import _execution
 # Row lengths for the product in `_total_in_xla`: their speed hardly differs, a divisor of the size leaves no rest.
 _ROWS = range(2048, 255, -1)
 
+# In eager, outputs of ever new lengths would be compiled, and their programs kept, one after the other.
+_MOST_SHAPES = 64
+
 
 def result_dtype(x):
     """The dtype of a penalty on x: real, and float32 for halves, whose sums soon pass 65504 or lose their digits."""
@@ -24,10 +27,13 @@ def total(x):
     XLA:CPU adds a plain sum one by one, which is wrong in the third digit at 64M elements. Where the size is unknown it
     may be large, and a product with ones is summed in parts there, at no cost elsewhere.
     """
-    if x.shape.is_fully_defined() or x.shape.rank is None or x.shape.rank < 2:
-        return tf.reduce_sum(x)
-    row = tf.compat.dimension_value(x.shape[-1])
-    if row is None or row < 16:
+    row = 1
+    if x.shape.rank is not None and not x.shape.is_fully_defined():
+        for size in reversed(x.shape.as_list()):
+            if size is None or row >= 16:
+                break
+            row *= size
+    if row < 16:
         return tf.reduce_sum(x)
     return tf.reduce_sum(tf.linalg.matvec(tf.reshape(x, [-1, row]), tf.ones([row], x.dtype)))
 
@@ -61,9 +67,12 @@ def _penalty(plain, elements, gradient, one_pass=False):
         return _total_in_xla(elements(wide(x), *factors))
 
     compiled_gradient = tf.function(narrow_gradient, jit_compile=True, autograph=False)
+    _execution.expect_many_shapes(compiled, compiled_gradient)
 
     def penalty(x, *factors):
         route = _execution.route(x, one_pass)
+        if route == "compiled" and tf.executing_eagerly() and compiled.experimental_get_tracing_count() > _MOST_SHAPES:
+            route = "custom"
         if route == "plain":
             return plain(x, *factors)
         factors = [tf.constant(factor, result_dtype(x)) for factor in factors]

@@ -10,6 +10,8 @@ import tensorflow as tf
 
 from tfk_regularizers import _execution, _keras, _orthogonality, _penalties
 
+_FACTORS = ("l1", "l2", "factor")
+
 
 class Penalty(*_keras.REGULARIZER_BASES, tf.__internal__.tracking.AutoTrackable):  # type: ignore[misc]
     """What the regularizers share: a `Regularizer` of tf_keras and of whichever Keras `tf.keras` is.
@@ -22,6 +24,13 @@ class Penalty(*_keras.REGULARIZER_BASES, tf.__internal__.tracking.AutoTrackable)
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
         return f"{type(self).__name__}({arguments})"
 
+    def __setattr__(self, name, value):
+        """Track variables alone: lists and dicts of a subclass stay what they are."""
+        if isinstance(value, tf.Variable):
+            super().__setattr__(name, value)
+        else:
+            object.__setattr__(self, name, value)
+
     def _trackable_children(self, save_type="checkpoint", **kwargs):
         """In a SavedModel under names of no attribute: a loader assigns the children, and the config's number stays."""
         children = super()._trackable_children(save_type, **kwargs)
@@ -30,9 +39,10 @@ class Penalty(*_keras.REGULARIZER_BASES, tf.__internal__.tracking.AutoTrackable)
         return children
 
     def __getstate__(self):
-        """For pickle and deepcopy: the attributes, and of a variable its current value."""
+        """For pickle and deepcopy: the attributes, and of a factor that is a variable its current value."""
         state = {name: value for name, value in vars(self).items() if not name.startswith("_self_")}
-        return {name: _current(value) if isinstance(value, tf.Variable) else value for name, value in state.items()}
+        live = {name for name in _FACTORS if isinstance(state.get(name), tf.Variable)}
+        return {name: _current(value) if name in live else value for name, value in state.items()}
 
 
 class L1(Penalty):
@@ -43,7 +53,7 @@ class L1(Penalty):
     May be passed to a layer as the string `"l1"`, which means `L1(l1=0.01)`.
 
     Differs from tf_keras: the factor stays a Python float, float16 and bfloat16 are summed in float32 and give a
-    float32 result, and the sum is right to 1e-5 under XLA at any size.
+    float32 result, and large sums keep their digits under XLA.
 
     Args:
         l1: A finite number, the factor of the penalty; `None` means the default. Defaults to 0.01. Mutable, and read at
@@ -89,7 +99,7 @@ class L2(Penalty):
     May be passed to a layer as the string `"l2"`, which means `L2(l2=0.01)`.
 
     Differs from tf_keras: the factor stays a Python float, complex tensors work, float16 and bfloat16 are summed in
-    float32 and give a float32 result, and the sum is right to 1e-5 under XLA at any size.
+    float32 and give a float32 result, and large sums keep their digits under XLA.
 
     Args:
         l2: A finite number, the factor of the penalty; `None` means the default. Defaults to 0.01. Mutable, and read at
@@ -158,7 +168,8 @@ class L1L2(Penalty):
     """Adds `l1 * sum(abs(x)) + l2 * sum(square(x))` to the loss (the elastic net).
 
     Formula: `l1 * Σ|x| + l2 * Σx²` over all elements of a tensor of any shape. Gradient: `l1 * sign(x) + 2 * l2 * x`,
-    with `sign(0) = 0`, in one pass over memory. A factor that is the number 0 leaves its term out.
+    with `sign(0) = 0`, in one pass over memory where both factors are numbers. A factor that is the number 0 leaves its
+    term out.
 
     The string `"l1_l2"` means `L1L2(l1=0.01, l2=0.01)`. The string `"L1L2"` means `L1L2()`, which does nothing.
 
@@ -422,7 +433,8 @@ def _scaled(factor, value, times=1.0):
     """times * factor * value in the dtype of the value."""
     if isinstance(factor, (int, float)) and abs(times * factor) <= float(value.dtype.max):
         return tf.constant(times * factor, value.dtype) * value
-    return tf.cast(factor, value.dtype) * (times * value)
+    factor = tf.cast(factor, value.dtype) if tf.is_tensor(factor) else tf.constant(factor, value.dtype)
+    return factor * (times * value)
 
 
 def _tensor(name, x):
@@ -471,5 +483,8 @@ def _matrix(name, x):
         return x
     if rank is None:
         tf.debugging.assert_rank_at_least(x, 2, f"Inputs to {name} must have rank 2 or more.")
-    shape = x.shape.as_list() if x.shape.is_fully_defined() else tf.shape(x)
+    if x.shape.is_fully_defined():
+        *sizes, last = x.shape.as_list()
+        return tf.reshape(x, [math.prod(sizes), last])
+    shape = tf.shape(x)
     return tf.reshape(x, [tf.reduce_prod(shape[:-1]), shape[-1]])
