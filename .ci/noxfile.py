@@ -21,11 +21,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 NEWEST = ""  # whatever pip finds
 
-# Each TensorFlow on a Python that it exists for, each Python with a TensorFlow.
+# Each TensorFlow on a Python that it exists for, each Python with a TensorFlow. (Once seeded, tf-keras fails on Python
+# 3.12 up to its 2.18: it draws a random integer below a float.)
 MATRIX = [
     nox.param("3.10", "2.16", {}, id="TensorFlow 2.16, Python 3.10"),
-    nox.param("3.12", "2.18", {}, id="TensorFlow 2.18, Python 3.12"),
-    nox.param("3.11", "2.20", {}, id="TensorFlow 2.20, Python 3.11"),
+    nox.param("3.11", "2.18", {}, id="TensorFlow 2.18, Python 3.11"),
+    nox.param("3.12", "2.20", {}, id="TensorFlow 2.20, Python 3.12"),
     nox.param("3.12", "2.21", {}, id="TensorFlow 2.21, Python 3.12"),
     nox.param("3.13", NEWEST, {}, id="newest TensorFlow, Python 3.13"),
     nox.param("3.13", NEWEST, {"TF_USE_LEGACY_KERAS": "1"}, id="newest TensorFlow, Python 3.13, legacy Keras"),

@@ -194,7 +194,7 @@ def value_and_gradient(penalty, tensor):
         value = penalty(tensor)
     return value, tape.gradient(value, tensor)
 
-def train_model(penalty, place, optimizer):
+def train_model(penalty, place):
     layers = [
         tf_keras.layers.Dense(6, "tanh", kernel_regularizer=penalty, bias_regularizer=tfk.L2(0.2), name="first"),
         tf_keras.layers.Dense(4, kernel_regularizer=penalty, name="second"),
@@ -208,7 +208,9 @@ def train_model(penalty, place, optimizer):
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.square(model(x, training=True) - y)) + tf.add_n(model.losses)
         gradients = tape.gradient(loss, model.trainable_weights)
-        optimizer.apply_gradients(zip(gradients, model.trainable_weights))
+        # By hand: the optimizers of TensorFlow 2.16 fail on weights that are split by row, with or without a penalty.
+        for weight, gradient in zip(model.trainable_weights, gradients):
+            weight.assign_sub(0.1 * gradient)
 
     return model, tf.function(step)
 
@@ -222,7 +224,7 @@ def run(penalty, kernel, model, step, x, y, numpy):
 
 one_device = {}
 for name, penalty in PENALTIES.items():
-    model, step = train_model(penalty, lambda array, layout: array, tf_keras.optimizers.SGD(0.1))
+    model, step = train_model(penalty, lambda array, layout: array)
     arrays = [tf.constant(array) for array in (start[0], x, y)]
     one_device[name] = run(penalty, arrays[0], model, step, *arrays[1:], lambda tensor: tensor.numpy())
 
@@ -249,7 +251,7 @@ for layout, (row, column) in LAYOUTS.items():
     by_example = dtensor.Layout(["a", ALL], mesh)
     for name, penalty in PENALTIES.items():
         with layouts.scope():
-            model, step = train_model(penalty, place, tf_keras.optimizers.SGD(0.1, mesh=mesh))
+            model, step = train_model(penalty, place)
         assert [weight.layout.sharding_specs for weight in model.weights] == list(specs.values())
         arrays = place(start[0], layouts["first.kernel"]), place(x, by_example), place(y, by_example)
         sharded[f"{layout}, {name}"] = run(penalty, arrays[0], model, step, *arrays[1:], numpy)
