@@ -78,11 +78,11 @@ def _count_pairs(n):
 
 
 def _gram(u):
-    """Products of all pairs of rows, zero on the diagonal; u may be a batch of blocks.
-
-    Written so that DTensor can follow: it cannot set a diagonal, and `transpose_b=True` fails on rows that are sharded.
-    Multiplied by `1 - eye`, a batch of blocks is all zero under the XLA of TensorFlow 2.16.
-    """
+    """Products of all pairs of rows, zero on the diagonal (or NaN); u may be a batch of blocks."""
+    if _execution.may_nest_functions():
+        gram = tf.matmul(u, u, transpose_b=True)
+        return tf.linalg.set_diag(gram, tf.minimum(tf.linalg.diag_part(gram), 0.0))
+    # DTensor cannot set a diagonal, and `transpose_b=True` fails there on rows that are sharded.
     gram = tf.matmul(u, tf.linalg.matrix_transpose(u))
     return gram - gram * tf.eye(_size(gram, -1), dtype=gram.dtype)
 
