@@ -80,8 +80,9 @@ def _count_pairs(n):
 def _gram(u):
     """Products of all pairs of rows, zero on the diagonal (or NaN); u may be a batch of blocks."""
     if _execution.may_nest_functions():
-        gram = tf.matmul(u, u, transpose_b=True)
-        return tf.linalg.set_diag(gram, tf.minimum(tf.linalg.diag_part(gram), 0.0))
+        # Not from the matrix's own diagonal: a TPU compiler makes copies of the matrix to take that.
+        zeros = tf.minimum(tf.reduce_sum(tf.square(u), axis=-1), 0.0)
+        return tf.linalg.set_diag(tf.matmul(u, u, transpose_b=True), zeros)
     # DTensor cannot set a diagonal, and `transpose_b=True` fails there on rows that are sharded.
     gram = tf.matmul(u, tf.linalg.matrix_transpose(u))
     return gram - gram * tf.eye(_size(gram, -1), dtype=gram.dtype)
