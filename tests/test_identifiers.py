@@ -190,6 +190,7 @@ UNKNOWN = {
     "orthogonal": "'OrthogonalRegularizer'",
     "orthogonal_regulariser": "'orthogonal_regularizer'",
     "Orthogonalregularizer": "'OrthogonalRegularizer'",
+    "sampled_orthogonal_regularizer": "'SampledOrthogonalRegularizer'",
 }
 
 
@@ -227,6 +228,11 @@ def test_identifier_of_another_type_is_refused(get, identifier):
 def test_class_instead_of_an_instance_is_refused(get, cls):
     with pytest.raises(ValueError, match=rf"instance.*{cls.__name__}"):
         get(cls)
+
+
+def test_function_that_makes_regularizers_is_refused():
+    with pytest.raises(ValueError, match=r"the function l1_l2; did you mean `l1_l2\(\)`"):
+        tf_keras.layers.Dense(2, kernel_regularizer=tfk.l1_l2)
 
 
 def test_built_in_class_instead_of_an_instance_is_refused(builtin):
@@ -459,6 +465,8 @@ def test_object_of_the_user_wins_as_in_the_built_in(outcomes_here_and_built_in, 
         ours, builtin = (outcomes[way, obj, form, name] for outcomes in outcomes_here_and_built_in)
         if name == "l1_l2" and builtin == "error":
             continue  # the built-in has no instance for a config of its function l1_l2
+        if builtin is Mine:  # which the built-in gives for a string, and then calls on the weights
+            builtin = ("user's", "Mine", Mine().get_config())
         assert ours == builtin, name
 
 
@@ -762,6 +770,29 @@ def test_factor_is_read_at_each_call(regularizer, attribute):
     assert float(regularizer(x)) == pytest.approx(4 * before)
     assert regularizer.get_config()[attribute] == 2.0
     assert type(regularizer.get_config()[attribute]) is float
+
+
+@factors
+@pytest.mark.parametrize("value", ["0.5", None, float("nan"), [0.1]], ids=repr)
+def test_factor_that_is_set_later_has_to_be_a_number_too(argument, make, value):
+    regularizer = make(0.5)
+    before = regularizer.get_config()
+    with pytest.raises(ValueError, match=rf"argument `{argument}`\. Expected a finite number\. Received: {argument}="):
+        setattr(regularizer, argument, value)
+    assert regularizer.get_config() == before
+    setattr(regularizer, argument, np.float32(0.25))
+    assert regularizer.get_config()[argument] == 0.25
+
+
+def test_factor_that_is_set_later_takes_effect_once_the_model_is_compiled_again():
+    model = tf_keras.Sequential([tf_keras.layers.Dense(1, kernel_initializer="ones", kernel_regularizer=tfk.L2(0.5))])
+    x, y = np.zeros((4, 2), "float32"), np.zeros((4, 1), "float32")
+    losses = []
+    for _ in range(2):
+        model.compile(tf_keras.optimizers.SGD(0.0), "mse")
+        losses += model.fit(x, y, verbose=0).history["loss"]
+        model.layers[0].kernel_regularizer.l2 = 2.0
+    assert losses == [1.0, 4.0]
 
 
 def test_mode_is_read_at_each_call():

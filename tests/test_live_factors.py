@@ -219,6 +219,7 @@ def test_bad_variable(case, bad):
             case.make(lambda other, name=name: variable if other == name else 0.1)
         assert "a scalar floating tf.Variable(..., trainable=False)" in str(caught.value)
         assert f"Received: {name}=<" in str(caught.value)
+        assert bad != "trainable" or "dtype float32, trainable=True>" in str(caught.value)
 
 
 # --- what a regularizer writes of itself ------------------------------------------------------------------------------

@@ -477,6 +477,11 @@ FAILURES = {
     "nowhere": (sequential, {"kernel_regularizer": "l2", "where": only("none")}, "`where` passes for no layer"),
     "no_keyword": (sequential, {}, "at least one keyword"),
     "where": (sequential, {"kernel_regularizer": "l2", "where": "hidden"}, "argument `where`.*'hidden'"),
+    "where_class": (
+        sequential,
+        {"kernel_regularizer": "l2", "where": layers.Dense},
+        r"argument `where`.*lambda layer: isinstance\(layer, Dense\)",
+    ),
     "identifier": (sequential, {"kernel_regularizer": "l3"}, "Unknown regularizer: 'l3'"),
     "rank": (
         sequential,

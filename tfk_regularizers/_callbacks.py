@@ -31,7 +31,8 @@ class PenaltyLogger(tf_keras.callbacks.Callback):
     `model.evaluate` by itself, it gets what it would get without this one.
 
     Cost: some operations on scalars in each step, 15 µs on two CPU cores; and a retrace, of the training and the test
-    step when a `fit` begins and of what is called after it.
+    step when a `fit` begins and of what is called after it. (A factor that is a number, and was changed since the step
+    was traced last, takes effect then.)
 
     For tf_keras only, inside its `Model.fit` and `Model.evaluate`. A model with a `train_step` of its own may use it if
     the step calls `self.compute_loss` or `self.compiled_loss` and returns the results of `self.metrics`.

@@ -59,12 +59,17 @@ def get(identifier):
         return deserialize(identifier, use_legacy_format="module" not in identifier)
     if isinstance(identifier, str):
         return deserialize(str(identifier))
-    if inspect.isclass(identifier) and issubclass(identifier, _keras.REGULARIZER_BASES):
-        name = identifier.__name__
-        raise ValueError(f"Expected an instance of a regularizer. Received: the class {name}; did you mean `{name}()`?")
+    if identifier is l1_l2 or _is_class(identifier):
+        kind, name = "class" if _is_class(identifier) else "function", identifier.__name__
+        raise ValueError(
+            f"Expected an instance of a regularizer. Received: the {kind} {name}; did you mean `{name}()`?"
+        )
     if callable(identifier):
         return identifier
-    raise ValueError(f"Could not interpret regularizer identifier: {shown(identifier)}")
+    raise ValueError(
+        f"Could not interpret regularizer identifier: {shown(identifier)}. Expected a regularizer, such as `L2(0.01)`, "
+        "its name, its config or None."
+    )
 
 
 def serialize(regularizer, use_legacy_format=False):
@@ -133,8 +138,6 @@ def deserialize(config, custom_objects=None, use_legacy_format=False):
             "`L1L2(l1=0.01, l2=0.01)`, was probably meant.",
             stacklevel=3,
         )
-    if isinstance(config, str) and config.startswith("tfk_regularizers>") and not use_legacy_format:
-        config = config.partition(">")[2]  # tf_keras would give the class
     if isinstance(config, dict) and isinstance(config.get("module"), str):
         # Keras imports the module of a config whose class it does not find among the custom objects.
         config = {**config, "module": "keras.regularizers"}
@@ -147,9 +150,16 @@ def deserialize(config, custom_objects=None, use_legacy_format=False):
         )
     except (AttributeError, KeyError, RecursionError) as error:
         raise ValueError(f"Could not interpret regularizer config {shown(config)}: {error!r}") from error
+    if _is_class(result):  # which tf_keras gives for a name among the custom objects
+        result = result()
     if not callable(result) or result in (get, serialize, deserialize, l1_l2):
         raise ValueError(f"Could not interpret regularizer config {shown(config)}: it gives {shown(result)}")
     return result
+
+
+def _is_class(value):
+    """Whether the value is a class of regularizers instead of one of them."""
+    return inspect.isclass(value) and issubclass(value, _keras.REGULARIZER_BASES)
 
 
 def _parse(config):
@@ -184,7 +194,7 @@ def _unknown(name, custom):
     own = [
         other for other, obj in custom.items() if str(getattr(obj, "__module__", "")).split(".")[0] not in _LIBRARIES
     ]
-    candidates = {other.lower(): other for other in (*own, *reversed(IDENTIFIERS))}
+    candidates = {other.lower(): other for other in (*own, *_KNOWN, *reversed(IDENTIFIERS))}
     candidates["l1l2"] = "l1_l2"
     nearest = difflib.get_close_matches(name[:100].lower(), candidates, n=1, cutoff=0.5)
     hint = f" Did you mean {candidates[nearest[0]]!r}?" if nearest else ""

@@ -1,6 +1,7 @@
 """What acts on a whole model: its regularizers set in place, its penalties seen one by one."""
 
 import contextlib
+import inspect
 import itertools
 import re
 from typing import Any, NamedTuple
@@ -70,8 +71,10 @@ def set_regularizers(model, *, where=None, **regularizers):
     []
     """
     _check_model(model, (tf_keras.Model,), "`set_regularizers` is for models of tf_keras")
-    if where is not None and not callable(where):
-        raise invalid("where", "a function of a layer, or None", where)
+    if where is not None and (not callable(where) or inspect.isclass(where)):
+        raise invalid(
+            "where", "a function of a layer, such as `lambda layer: isinstance(layer, Dense)`, or None", where
+        )
     if not regularizers:
         raise ValueError("`set_regularizers` needs at least one keyword, such as `kernel_regularizer`.")
     regularizers = {keyword: get(value) for keyword, value in regularizers.items()}

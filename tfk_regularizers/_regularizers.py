@@ -10,8 +10,6 @@ import tensorflow as tf
 
 from tfk_regularizers import _execution, _keras, _orthogonality, _penalties
 
-_FACTORS = ("l1", "l2", "factor")
-
 
 class Penalty(*_keras.REGULARIZER_BASES, tf.__internal__.tracking.AutoTrackable):  # type: ignore[misc]
     """What the regularizers share: a `Regularizer` of tf_keras and of whichever Keras `tf.keras` is.
@@ -20,12 +18,16 @@ class Penalty(*_keras.REGULARIZER_BASES, tf.__internal__.tracking.AutoTrackable)
     `model.weights` does not.
     """
 
+    _factors: tuple[str, ...] = ()
+
     def __repr__(self):
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
         return f"{type(self).__name__}({arguments})"
 
     def __setattr__(self, name, value):
-        """Track variables alone: lists and dicts of a subclass stay what they are."""
+        """Keep factors valid, and track variables alone: lists and dicts of a subclass stay what they are."""
+        if name in self._factors and not tf.is_tensor(value) and not hasattr(value, "assign"):
+            value = _finite(name, value)
         if isinstance(value, tf.Variable):
             super().__setattr__(name, value)
         else:
@@ -41,7 +43,7 @@ class Penalty(*_keras.REGULARIZER_BASES, tf.__internal__.tracking.AutoTrackable)
     def __getstate__(self):
         """For pickle and deepcopy: the attributes, and of a factor that is a variable its current value."""
         state = {name: value for name, value in vars(self).items() if not name.startswith("_self_")}
-        live = {name for name in _FACTORS if isinstance(state.get(name), tf.Variable)}
+        live = {name for name in self._factors if isinstance(state.get(name), tf.Variable)}
         return {name: _current(value) if name in live else value for name, value in state.items()}
 
 
@@ -57,12 +59,12 @@ class L1(Penalty):
 
     Args:
         l1: A finite number, the factor of the penalty; `None` means the default. Defaults to 0.01. Mutable, and read at
-            each call. Or a scalar floating `tf.Variable(..., trainable=False)`, which is read at each call inside
-            traced and compiled functions too: `assign` takes effect at the next step. What files, `clone_model`,
-            `deepcopy` and the copies inside a `Bidirectional` carry is its current value; `tf.train.Checkpoint`
-            restores the variable. As an activity regularizer, assign it (`layer.activity_regularizer = L1(variable)`):
-            Keras does not track what the constructor is given, so SavedModels and checkpoints would not find the
-            variable.
+            each call; a step that is traced already keeps the number that it was traced with. Or a scalar floating
+            `tf.Variable(..., trainable=False)`, which is read at each call inside traced and compiled functions too:
+            `assign` takes effect at the next step. What files, `clone_model`, `deepcopy` and the copies inside a
+            `Bidirectional` carry is its current value; `tf.train.Checkpoint` restores the variable. As an activity
+            regularizer, assign it (`layer.activity_regularizer = L1(variable)`): Keras does not track what the
+            constructor is given, so SavedModels and checkpoints would not find the variable.
         **kwargs: `l`, the name that `l1` had in old versions of Keras.
 
     Raises:
@@ -77,6 +79,8 @@ class L1(Penalty):
     References:
         Tibshirani, "Regression Shrinkage and Selection via the Lasso", 1996.
     """
+
+    _factors = ("l1",)
 
     def __init__(self, l1=0.01, **kwargs):
         l1 = _only_legacy_name(kwargs, "L1", l1)
@@ -118,6 +122,8 @@ class L2(Penalty):
     References:
         Hoerl and Kennard, "Ridge Regression: Biased Estimation for Nonorthogonal Problems", 1970.
     """
+
+    _factors = ("l2",)
 
     def __init__(self, l2=0.01, **kwargs):
         l2 = _only_legacy_name(kwargs, "L2", l2)
@@ -192,6 +198,8 @@ class L1L2(Penalty):
     References:
         Zou and Hastie, "Regularization and Variable Selection via the Elastic Net", 2005.
     """
+
+    _factors = ("l1", "l2")
 
     def __init__(self, l1=0.0, l2=0.0):
         self.l1 = _factor("l1", 0.0 if l1 is None else l1)
@@ -268,6 +276,8 @@ class OrthogonalRegularizer(Penalty):
         "Regularizing CNNs with Locally Constrained Decorrelations", 2017.
     """
 
+    _factors = ("factor",)
+
     def __init__(self, factor=0.01, mode="rows"):
         self.factor = _factor("factor", factor)
         self.mode = _row_or_column_mode(mode)
@@ -314,6 +324,8 @@ class SampledOrthogonalRegularizer(Penalty):
     >>> float(SampledOrthogonalRegularizer(factor=1.0, sample_size=2)([[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]]))
     0.0
     """
+
+    _factors = ("factor",)
 
     def __init__(self, factor=0.01, mode="rows", sample_size=4096):
         self.factor = _factor("factor", factor)
@@ -364,6 +376,8 @@ def invalid(argument, expected, received):
 
 def shown(value):
     """A repr short enough for a message, whatever the value."""
+    if isinstance(value, tf.Variable):  # the end of its repr, which is cut, says least
+        return f"<a variable of shape {value.shape}, dtype {value.dtype.name}, trainable={value.trainable}>"
     try:
         return reprlib.repr(value)
     except Exception:  # an int of more than 4300 digits has none
