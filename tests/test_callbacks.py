@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from libraries import needs_keras3
 
 from tfk_regularizers import L1, L2, PenaltyLogger, register, set_regularizers, unregister
 
@@ -645,9 +646,8 @@ def test_name_taken(kind):
     fit(model)
 
 
+@needs_keras3
 def test_keras_3():
-    if tf.keras.regularizers.Regularizer is tf_keras.regularizers.Regularizer:
-        pytest.skip("tf.keras is tf_keras")
     model = tf.keras.Sequential([tf.keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     with pytest.raises(TypeError, match="PenaltyLogger is for models of tf_keras"):

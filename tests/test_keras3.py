@@ -9,11 +9,12 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from differentiation import assert_close
+from libraries import KERAS3
 from oracles import PENALTIES
 
 import tfk_regularizers as tfk
 
-if tf.keras.regularizers.Regularizer is tf_keras.regularizers.Regularizer:
+if KERAS3 is None:
     pytest.skip("tf.keras is tf_keras, not Keras 3", allow_module_level=True)
 
 keras = sys.modules["keras"]

@@ -14,9 +14,9 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from differentiation import MODES, assert_close, value_and_gradient
+from libraries import KERAS3, needs_keras3
 
 import tfk_regularizers as tfk
-from tfk_regularizers import _keras
 
 
 class Case(NamedTuple):
@@ -52,7 +52,7 @@ cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 TERMS = tuple(name for name in CASES if name.startswith("l"))
 modes = pytest.mark.parametrize("mode", MODES)
 
-KERAS = {"tf_keras": tf_keras} | ({} if _keras.KERAS3 is None else {"keras3": tf.keras})
+KERAS = {"tf_keras": tf_keras} | ({} if KERAS3 is None else {"keras3": KERAS3})
 kerases = pytest.mark.parametrize("keras", KERAS.values(), ids=KERAS.keys())
 
 pytestmark = [
@@ -61,7 +61,6 @@ pytestmark = [
     # Keras 3 up to 3.15 has variables whose __array__ does not take NumPy 2's keyword `copy`.
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
 ]
-needs_keras3 = pytest.mark.skipif(_keras.KERAS3 is None, reason="tf.keras is tf_keras")
 
 
 def strength(value=0.25, dtype=tf.float32, **arguments):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from libraries import needs_keras3
 from tf_keras import layers
 
 from tfk_regularizers import L1, L2, OrthogonalRegularizer, _keras, penalties, serialize, set_regularizers
@@ -646,7 +647,7 @@ class TestPenalties:
         run_python("-c", textwrap.dedent(script))
 
 
-@pytest.mark.skipif(_keras.KERAS3 is None, reason="tf.keras is tf_keras")
+@needs_keras3
 class TestKeras3:
     @pytest.fixture
     def model(self):

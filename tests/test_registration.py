@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from libraries import KERAS3, needs_keras3
 from tensorflow.python.util import tf_export
 
 import tfk_regularizers as tfk
@@ -18,8 +19,6 @@ CLASSES = (tfk.L1, tfk.L2, tfk.L1L2, tfk.OrthogonalRegularizer)
 FUNCTIONS = ("l1_l2", "get", "serialize", "deserialize")
 ALIASES = ("l1", "l2", "orthogonal_regularizer")
 NAMES = ("Regularizer", *(cls.__name__ for cls in CLASSES), *ALIASES, *FUNCTIONS)
-KERAS3 = tf.keras.regularizers.Regularizer is not tf_keras.regularizers.Regularizer
-needs_keras3 = pytest.mark.skipif(not KERAS3, reason="tf.keras is tf_keras")
 
 # A program that snapshots whatever registration may touch, before the package is imported. Values stand for objects by
 # identity, and for tables by their content.
