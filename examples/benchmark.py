@@ -60,7 +60,7 @@ OURS = {penalty: getattr(tfk_regularizers, cls.__name__) for penalty, cls in BUI
 SIDES = {"builtin": BUILTIN, "ours": OURS}
 MODES = {"eager": "#8d99ae", "graph": "#2a6f97", "XLA": "#e07a1f"}  # and their colours in the picture
 SHAPES = {penalty: [(64, 64), (300, 300), (1000, 1000), (4096, 4096), (8000, 8000)] for penalty in ("L1", "L2", "L1L2")}
-SHAPES["Orthogonal"] = [(64, 64), (512, 512), (1024, 256), (4096, 512), (8192, 64)]
+SHAPES["Orthogonal"] = [(64, 64), (512, 512), (512, 4608), (1024, 256), (2048, 2048), (4096, 512), (8192, 64)]
 QUICK_SHAPES = {penalty: [(300, 300), (2000, 2000)] for penalty in ("L1", "L2", "L1L2")}
 QUICK_SHAPES["Orthogonal"] = [(512, 512), (4096, 64)]
 
@@ -172,7 +172,8 @@ def speed(machine: dict, quick: bool):
 
 def memory(_: dict, quick: bool):
     """Measure the orthogonality penalty's peak memory and its first call."""
-    cases = [("peak, MB", (8192, 128), mode, list(SIDES)) for mode in MODES]
+    shapes = [(2048, 2048), (4096, 4096), (2048, 8192), (8192, 128)]
+    cases = [("peak, MB", shape, mode, list(SIDES)) for shape in shapes for mode in MODES]
     cases += [("peak, MB", (32768, 128), mode, ["ours"]) for mode in MODES]
     cases += [("first call, s", (16384, 128), "XLA", list(SIDES))]
     cases = [("peak, MB", (8192, 64), "graph", list(SIDES))] if quick else cases

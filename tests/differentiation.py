@@ -55,3 +55,40 @@ def assert_close(actual, expected, tolerance):
     assert np.all(np.isfinite(actual))
     if actual.size:
         assert np.abs(actual - expected).max() <= tolerance * max(np.abs(expected).max(), 1e-300)
+
+
+def _reverse_over_forward(penalty):
+    def function(x, v):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            derivative = forward_derivative(penalty)(x, v)
+        return tape.gradient(derivative, x)
+
+    return function
+
+
+def _forward_over_reverse(penalty):
+    def function(x, v):
+        with tf.autodiff.ForwardAccumulator(x, v) as accumulator:
+            _, gradient = value_and_gradient(penalty)(x)
+        return accumulator.jvp(gradient)
+
+    return function
+
+
+def _forward_over_forward(penalty):
+    def function(x, v):
+        with tf.autodiff.ForwardAccumulator(x, v) as accumulator:
+            derivative = forward_derivative(penalty)(x, v)
+        return accumulator.jvp(derivative)
+
+    return function
+
+
+# Each gives the Hessian times v but the last, which gives v times that.
+SECOND_DERIVATIVES = {
+    "reverse over reverse": hessian_product,
+    "reverse over forward": _reverse_over_forward,
+    "forward over reverse": _forward_over_reverse,
+    "forward over forward": _forward_over_forward,
+}

@@ -44,10 +44,8 @@ def noted(function, name=None):
     return call
 
 def force_tiles_and_compilation():
-    block_counts = _orthogonality._block_counts
-    _orthogonality._DIRECT_UP_TO = 2
-    _orthogonality._block_counts = lambda n, _: block_counts(n, 3)
-    _orthogonality._ring = noted(_orthogonality._ring, "tiled")
+    _execution.block_rows = lambda x, share: 3
+    _orthogonality._product = noted(_orthogonality._product, "tiled")
     _execution.COMPILE_IN_GRAPH_FROM = 1
     _execution.route = noted(_execution.route)
 
@@ -128,6 +126,7 @@ print(json.dumps(train(model)))
 # One worker and two parameter servers in this process; each strategy of a process needs the same cluster.
 PARAMETER_SERVERS = """
 worker, *parameter_servers = (f"127.0.0.1:{port}" for port in sys.argv[1:])
+tfk.OrthogonalRegularizer()(tf.ones([1100, 2]))  # what has run before must not be in the way of what runs there
 cluster = tf.train.ClusterSpec({"worker": [worker], "ps": parameter_servers})
 tasks = [("worker", 0), *(("ps", index) for index in range(len(parameter_servers)))]
 servers = [tf.distribute.Server(cluster, job_name=job, task_index=index, protocol="grpc") for job, index in tasks]

@@ -5,11 +5,21 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from differentiation import MODES, assert_close, forward_derivative, hessian_product, run, value_and_gradient
+import tf_keras
+from differentiation import (
+    MODES,
+    SECOND_DERIVATIVES,
+    assert_close,
+    forward_derivative,
+    hessian_product,
+    run,
+    value_and_gradient,
+)
 from oracles import orthogonal
+from tensorflow.python.eager import context as tf_context
 
 import tfk_regularizers as tfk
-from tfk_regularizers import _orthogonality
+from tfk_regularizers import _execution, _orthogonality
 
 ROWS = 13
 modes = pytest.mark.parametrize("mode", MODES)
@@ -21,7 +31,16 @@ def normal(shape, dtype="float64", seed=0):
 
 
 def tiled(rows):
-    return lambda x: _orthogonality.mean_absolute_cosine(x, block_rows=rows)
+    """The penalty by blocks of about so many rows, or of as many as it chooses."""
+
+    def penalty(x):
+        with pytest.MonkeyPatch.context() as patch:
+            if rows is not None:
+                patch.setattr(_execution, "block_rows", lambda x, share: rows)
+                patch.setattr(_execution, "block_multiple", lambda x: 1)
+            return _orthogonality.mean_absolute_cosine(x)
+
+    return penalty
 
 
 @modes
@@ -59,6 +78,42 @@ def test_second_order_from_outside_of_a_function():
         assert_close(forward_derivative(penalty)(x, v), forward_derivative(tiled(3))(x, v), 1e-12)
 
 
+@pytest.fixture(scope="module")
+def second_derivative():
+    """x, v, and the Hessian times v by differences of the gradient: the penalty is smooth between changes of a sign."""
+    x, v, step = normal((ROWS, 5)).numpy(), normal((ROWS, 5), seed=1).numpy(), 1e-6
+    ahead, behind = (orthogonal(x + sign * step * v, 1.0, "rows")[1] for sign in (1, -1))
+    return tf.constant(x), tf.constant(v), (ahead - behind) / (2 * step)
+
+
+@pytest.mark.parametrize("mode", [*MODES, "graph, unknown shape", "xla, unknown shape"])
+@pytest.mark.parametrize("rows", [None, 2], ids=["direct", "tiled"])
+@pytest.mark.parametrize("composition", SECOND_DERIVATIVES)
+def test_every_composition_of_forward_and_reverse_mode(composition, rows, mode, second_derivative):
+    x, v, expected = second_derivative
+    if composition == "forward over forward":
+        expected = np.sum(expected * v)
+    function = SECOND_DERIVATIVES[composition](tiled(rows))
+    mode, _, unknown = mode.partition(", ")
+    if unknown:
+        signature = [tf.TensorSpec([None, None], tf.float64)] * 2
+        function = tf.function(
+            function, autograph=False, jit_compile=mode == "xla" or None, input_signature=signature
+        )
+    assert_close(function(x, v) if unknown else run(mode, function, x, v), expected, 1e-7)
+
+
+@pytest.mark.parametrize("jit_compile", [None, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("composition", [name for name in SECOND_DERIVATIVES if name != "reverse over forward"])
+def test_compositions_around_a_function(composition, jit_compile, second_derivative):
+    """Of reverse over forward mode around a function TensorFlow makes None, whatever the function."""
+    x, v, expected = second_derivative
+    if composition == "forward over forward":
+        expected = np.sum(expected * v)
+    penalty = tf.function(tiled(2), autograph=False, jit_compile=jit_compile)
+    assert_close(SECOND_DERIVATIVES[composition](penalty)(x, v), expected, 1e-7)
+
+
 def test_third_order():
     """The penalty is a quadratic form of the normalized rows, so what is beyond comes from the normalization alone."""
     x, v = normal((ROWS, 5)), normal((ROWS, 5), seed=1)
@@ -76,7 +131,7 @@ def test_third_order():
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_dtypes(dtype, rows):
     x = normal((ROWS, 5), dtype)
-    value, gradient = value_and_gradient(lambda x: _orthogonality.mean_absolute_cosine(x, rows))(x)
+    value, gradient = value_and_gradient(tiled(rows))(x)
     assert (value.dtype, gradient.dtype) == (tf.float32, x.dtype)
     expected_value, expected_gradient = orthogonal(tf.cast(x, tf.float64).numpy(), 1.0, "rows")
     assert_close(value, expected_value, 1e-6)
@@ -87,10 +142,96 @@ def test_dtypes(dtype, rows):
 @pytest.mark.parametrize("rows", [None, 2], ids=["direct", "tiled"])
 @pytest.mark.parametrize("shape", [(0, 0), (0, 3), (1, 0), (1, 3), (2, 0)], ids=str)
 def test_without_a_pair_it_is_zero(shape, rows, mode):
-    penalty = value_and_gradient(lambda x: _orthogonality.mean_absolute_cosine(x, rows))
+    penalty = value_and_gradient(tiled(rows))
     value, gradient = run(mode, penalty, normal(shape, "float32"))
     assert float(value) == 0
     assert np.array_equal(gradient, np.zeros(shape))
+
+
+@modes
+@pytest.mark.parametrize("rows", [None, 2], ids=["direct", "tiled"])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_row_that_is_no_number_makes_it_none(number, rows, mode):
+    x = normal((6, 4), "float32").numpy()
+    x[3, 1] = number
+    for function in (tiled(rows), value_and_gradient(tiled(rows))):
+        value = tf.nest.flatten(run(mode, function, tf.constant(x)))[0]
+        assert np.isnan(value)
+
+
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+def test_a_function_that_was_traced_without_a_tape_has_a_gradient(mode):
+    x = normal((ROWS, 5))
+    penalty = tf.function(tiled(2), autograph=False, jit_compile=mode == "xla" or None)
+    penalty(x)
+    for actual, expected in zip(value_and_gradient(penalty)(x), orthogonal(x.numpy(), 1.0, "rows"), strict=True):
+        assert_close(actual, expected, 1e-12)
+
+
+@modes
+def test_without_the_internals_that_say_what_is_recorded(mode, monkeypatch):
+    for name in ("forwardprop_util", "record", "save_context"):
+        monkeypatch.setattr(_execution, name, None)
+    x, v = normal((ROWS, 5)), normal((ROWS, 5), seed=1)
+    expected_value, expected_gradient = orthogonal(x.numpy(), 1.0, "rows")
+    value, gradient = run(mode, value_and_gradient(tiled(2)), x)
+    assert_close(value, expected_value, 1e-12)
+    assert_close(gradient, expected_gradient, 1e-12)
+    assert_close(run(mode, forward_derivative(tiled(2)), x, v), np.sum(expected_gradient * v), 1e-12)
+
+
+def test_new_shapes_leave_nothing_behind():
+    context = tf_context.context()
+    step = value_and_gradient(tfk.OrthogonalRegularizer())
+    step(normal((1100, 2), "float32"))
+    before = set(context.list_function_names())
+    for rows in range(1101, 1105):
+        step(normal((rows, 2), "float32"))
+    assert set(context.list_function_names()) == before
+
+
+@pytest.mark.parametrize("rows", [50, 1100])
+def test_a_saved_model_has_a_first_and_a_second_gradient(rows, run_python, tmp_path):
+    regularizer = tfk.OrthogonalRegularizer(1.0)
+    layer = tf_keras.layers.Dense(3, input_shape=(rows,), kernel_regularizer=regularizer)
+    tf_keras.Sequential([layer]).save(tmp_path / "model", save_format="tf")
+    script = tmp_path / "load.py"
+    script.write_text(
+        """
+import sys
+import numpy as np
+import tensorflow as tf
+
+model = tf.saved_model.load(sys.argv[1] + "/model")
+kernel, loss = model.variables[0], model.keras_api.layers[0].regularization_losses
+loss = (loss or model.regularization_losses)[0]
+v = tf.constant(np.load(sys.argv[1] + "/v.npy"))
+with tf.GradientTape() as outer:
+    with tf.GradientTape() as tape:
+        value = loss()
+    gradient = tape.gradient(value, kernel)
+    slope = tf.reduce_sum(gradient * v)
+np.savez(sys.argv[1] + "/answers.npz", value=value, gradient=gradient, product=outer.gradient(slope, kernel))
+assert "tfk_regularizers" not in sys.modules
+"""
+    )
+    x, v = layer.kernel.numpy(), normal(layer.kernel.shape, "float32", seed=1)
+    np.save(tmp_path / "v.npy", v)
+    run_python(script, tmp_path)
+    answers = np.load(tmp_path / "answers.npz")
+    value, gradient = orthogonal(x.astype("float64"), 1.0, "rows")
+    assert_close(answers["value"], value, 1e-6)
+    assert_close(answers["gradient"], gradient, 1e-4)
+    assert_close(answers["product"], hessian_product(regularizer)(tf.constant(x), v), 1e-5)
+
+
+@pytest.mark.parametrize("device", ["CPU:0", "GPU:0", "TPU:0"])
+def test_the_blocks_are_those_of_the_device(device):
+    with tf.Graph().as_default(), tf.device(device):
+        x, wide = (tf.identity(tf.zeros(shape)) for shape in ((8192, 64), (9000, 9000)))
+    whole = [_execution.block_rows(matrix, share=2) >= matrix.shape[0] for matrix in (x, wide)]
+    assert whole == [device != "CPU:0"] * 2
+    assert _execution.block_multiple(x) == (16 if device == "CPU:0" else 128)
 
 
 def test_one_row_through_the_regularizer():

@@ -10,6 +10,7 @@ from differentiation import MODES, assert_close, run, value_and_gradient
 from oracles import orthogonal
 
 import tfk_regularizers as tfk
+from tfk_regularizers import _sampling
 
 modes = pytest.mark.parametrize("mode", MODES)
 axes = pytest.mark.parametrize("axis", ["rows", "columns"])
@@ -61,6 +62,37 @@ def test_every_pair_is_drawn_as_often():
         x[j] = x[i]
         frequency = np.mean([penalty(tf.constant(x)) for _ in range(400)])
         assert frequency == pytest.approx(0.1, abs=4 * np.sqrt(0.1 * 0.9 / 400))
+
+
+@modes
+def test_uniform_among_a_hundred_million(mode):
+    """By position: the mean, and how many fall into each tenth, are within five standard deviations."""
+    tf.random.set_seed(5)
+    n, draws = 10**8, 200
+    rows = tf.range(n)[:, tf.newaxis]
+    draw = lambda: _sampling.sampled(rows, 2, 0)  # noqa: E731
+    if mode != "eager":
+        draw = tf.function(draw, jit_compile=mode == "xla" or None, autograph=False)
+    drawn = np.concatenate([draw().numpy() for _ in range(draws)]).ravel() / n
+    assert drawn.mean() == pytest.approx(0.5, abs=5 / np.sqrt(12 * drawn.size))
+    tenths = np.histogram(drawn, 10, (0, 1))[0] / drawn.size
+    assert tenths == pytest.approx(np.full(10, 0.1), abs=5 * np.sqrt(0.1 * 0.9 / drawn.size))
+
+
+@modes
+@pytest.mark.parametrize(("n", "size"), [(10, 5), (10, 6), (10, 9), (5000, 2500)], ids=str)
+def test_without_replacement(n, size, mode):
+    for _ in range(3):
+        drawn = run(mode, lambda: _sampling.sampled(tf.range(n), size, 0))
+        assert len(set(drawn.numpy().tolist())) == size
+
+
+def test_every_row_is_drawn_as_often_where_half_of_them_are():
+    """The numbers that are drawn again are no more likely to be some than others."""
+    tf.random.set_seed(9)
+    draw = tf.function(lambda: _sampling.sampled(tf.range(8), 4, 0))
+    counts = np.bincount(np.concatenate([draw().numpy() for _ in range(2000)]), minlength=8) / 2000
+    assert counts == pytest.approx(np.full(8, 0.5), abs=5 * np.sqrt(0.25 / 2000))
 
 
 @modes

@@ -4,16 +4,20 @@ With u the n x d matrix of normalized rows and G = u uᵀ its Gram matrix, the p
 
 *Gradient.* Let S = sign(G) with a zero diagonal. Then Σ_{i≠j} |Gᵢⱼ| = Σᵢⱼ Sᵢⱼ ⟨uᵢ, uⱼ⟩ = ⟨u, S u⟩. S is constant
 almost everywhere, so this is a quadratic form: its gradient is 2 S u, its Hessian is v ↦ 2 S v, and nothing comes
-after that. The upstream gradient is a scalar and multiplies at the end, so S u can be gathered while G passes by.
+after that. Where the gradient is wanted, the value is the inner product of S u with u, and |G| is not needed.
 
-*Work.* Count in F, the multiply-adds of the whole Gram matrix. Keeping G and letting TensorFlow differentiate takes 1 F
-for the value and 3 F with the gradient. G and S are symmetric, so half of the pairs are enough: 0.5 F for G, and 0.5 F
-each for what a pair (i, j) adds to row i and to row j of S u. That is 0.5 F and 1.5 F.
+*Blocks of rows.* Cut u into an odd number k = 2 h + 1 of blocks of b rows (padded with zero rows, which add nothing).
+Pair each block with itself and with the h blocks after it, counted cyclically: so each pair of blocks meets once.
 
-*Ring.* Cut u into an odd number k of blocks of b rows (padded with zero rows, which add nothing). Step 0 multiplies
-each block with itself. Step s = 1 .. (k - 1) / 2 multiplies each block i with block i + s, counted cyclically. So each
-pair of blocks meets exactly once, every step is one batched product of the same static shape, and a `tf.while_loop`
-holds one step at a time: k b² ≈ n b entries of G, of |G| and of S instead of n² each.
+- *The product S v* takes one block i after the other, its tile being T = sign(u_after u_iᵀ), h b x b. By symmetry T
+  serves twice: row block i of the product receives Tᵀ v_after, the h blocks after it receive T v_i. What they have
+  received so far travels along in a window, whose first block is complete when its turn comes; what has gone around
+  is left in the window at the end, and belongs to the first blocks.
+- *The value alone* needs no window. It takes all blocks at once, step s = 1 .. h pairing each with the one s after it.
+
+Count in F = n² d, the multiply-adds of the whole Gram matrix. Half of the pairs are 0.5 F for G, and 0.5 F each for
+both ways in which T serves: 0.5 F for the value, 1.5 F with the gradient. (Keeping G and letting TensorFlow
+differentiate takes 1 F and 3 F.) One block, h = 0, is the Gram matrix itself: 1 F and 2 F, and no loop.
 
 References: Rabe and Staats, "Self-attention Does Not Need O(n²) Memory", 2021, and Dao et al., "FlashAttention", 2022,
 for gathering what is needed of an n x n matrix of products tile by tile instead of storing it.
@@ -21,157 +25,130 @@ for gathering what is needed of an n x n matrix of products tile by tile instead
 
 import tensorflow as tf
 
-from tfk_regularizers import _execution, _penalties
+from tfk_regularizers import _execution
+from tfk_regularizers._penalties import row_sums, size, wide
 
 _EPSILON = 1e-12  # as in tf.math.l2_normalize
 
-# Up to this many rows one Gram matrix (4 MB in float32) is as fast as tiles, and has less to set up.
-_DIRECT_UP_TO = 1024
 
-# Blocks of 512 rows were fastest on two CPU cores at 4096 rows, of 256 at 8192; smaller ones repeat more passes over u,
-# larger ones waste more of step 0 and hold more. In between, a step has 8 MB of entries in float32.
-_BLOCK_ROWS = (256, 512)
-_STEP_ENTRIES = 2**21
+def mean_absolute_cosine(x):
+    """Mean over the unordered pairs i < j of |⟨x̂ᵢ, x̂ⱼ⟩|, x̂ the L2-normalized rows of the matrix x; 0 without a pair."""
+    cosines = _in_blocks(x) if _execution.may_loop(x) else _by_plain_ops(x)
+    n = tf.cast(size(x, 0), cosines.dtype)
+    return cosines / tf.maximum(n * (n - 1.0), 1.0)
 
 
-def mean_absolute_cosine(x, block_rows=None):
-    """Mean over the unordered pairs i < j of |⟨x̂ᵢ, x̂ⱼ⟩|, x̂ the L2-normalized rows of the matrix x; 0 without a pair.
+def _normalized(x):
+    """The rows of x at length 1, the squares of their lengths, and by what they were multiplied."""
+    x = wide(x)
+    squares = tf.reduce_sum(tf.square(x), axis=1, keepdims=True)
+    inverse = tf.math.rsqrt(tf.maximum(squares, _EPSILON))
+    return x * inverse, squares, inverse
 
-    `block_rows` forces the ring with such blocks; only tests pass it.
+
+def _by_plain_ops(x):
+    """⟨u, S u⟩ by the whole of G, and by what DTensor follows: no diagonal is set there, and no rows are transposed."""
+    u, *_ = _normalized(x)
+    gram = tf.matmul(u, tf.transpose(u))
+    gram = tf.abs(gram - gram * tf.eye(size(u, 0), dtype=u.dtype))
+    return tf.reduce_sum(gram if _execution.under_dtensor() else row_sums(gram))
+
+
+def _in_blocks(x):
+    """⟨u, S u⟩, right to any order of differentiation in reverse mode.
+
+    What goes into a loop is cut from the tape, or an eager tape would record the loop's inside; what comes out is cut
+    too, or XLA would try to differentiate the loop. A gradient is built in a graph of its own: what it hands on to the
+    next order has to be made a tensor of that graph, here. In a SavedModel the loop itself is left to differentiate.
+    Between value and gradient x is kept, which is there anyway, and not u.
     """
-    x = _penalties.wide(x)
-    u = x * tf.math.rsqrt(tf.maximum(tf.reduce_sum(tf.square(x), axis=1, keepdims=True), _EPSILON))
-    if block_rows is not None or _pays_to_tile(x):
-        cosines = _tiled_in_function(u, block_rows)
-    else:
-        cosines = _direct(u) if isinstance(u, tf.Tensor) else _direct_value(_gram(u))
-    return cosines / tf.cast(_count_pairs(_size(x, 0)), x.dtype)
+    cut, here, wanted = tf.stop_gradient, tf.identity, _execution.wants_gradient(x)
+    count = size(x, 0) // _execution.block_rows(x, share=2 if wanted else 1) // 2 * 2 + 1
+
+    def product(u, v, known=None):  # S v: linear in v, constant in u
+        @tf.custom_gradient
+        def differentiable(u, v):
+            result = cut(_product(cut(u), cut(v), count)[1]) if known is None else here(known)
+            return result, lambda w: (tf.zeros_like(u), product(here(u), w))
+
+        return _product(u, v, count)[1] if _execution.saving() else differentiable(u, v)
+
+    @tf.custom_gradient
+    def value(x):
+        u = cut(_normalized(cut(x))[0])
+        cosines, known = map(cut, _product(u, u, count)) if wanted else (cut(_value(u, count)), None)
+
+        def gradient(dy):
+            with tf.control_dependencies([] if known is None else [known]):  # not before, to lie there meanwhile
+                u, squares, inverse = _normalized(here(x))
+            by_u = 2.0 * dy * product(u, u, known)
+            along = row_sums(u * by_u)[:, tf.newaxis]  # what would change the length alone
+            along = tf.where(squares >= _EPSILON, along, 0.0)
+            return tf.cast(inverse * (by_u - along * u), x.dtype)
+
+        return cosines, gradient
+
+    return value(x)
 
 
-def sampled(x, size, axis):
-    """`size` slices of x along an axis, drawn uniformly without replacement; all of them if there are no more.
-
-    The largest of n random numbers: compiled by XLA, sorting them all would take ten times as long.
-    """
-    n = _size(x, axis)
-    if isinstance(n, int) and n <= size:
-        return tf.convert_to_tensor(x)
-    _, drawn = tf.math.top_k(
-        tf.random.uniform([n]), min(size, n) if isinstance(n, int) else tf.minimum(min(size, n.dtype.max), n)
-    )
-    return tf.gather(x, drawn, axis=axis)
+def _blocks(x, count):
+    """The matrix x as so many blocks of as many rows each, with rows of zeros at its end."""
+    n, d = size(x, 0), size(x, 1)
+    multiple = 1 if isinstance(count, int) and count == 1 else _execution.block_multiple(x)
+    rows = -(-n // (count * multiple)) * multiple
+    return tf.reshape(tf.pad(x, [[0, count * rows - n], [0, 0]]), [count, rows, d])
 
 
-def _pays_to_tile(x):
-    """Whether x has, or may have, many rows, and is where a function can be nested."""
-    rows = tf.compat.dimension_value(x.shape[0])
-    large = rows is None or rows > _DIRECT_UP_TO
-    return large and isinstance(x, tf.Tensor) and _execution.may_nest_functions()
+def _product(u, v, count):
+    """(⟨u, S v⟩, S v), one block of rows after the other."""
+    n, d, is_u = size(u, 0), size(u, 1), v is u
+    u = _blocks(u, count)
+    v, rows = u if is_u else _blocks(v, count), size(u, 1)
+    if isinstance(count, int) and count == 1:
+        gram = _gram(u)
+        product = tf.matmul(tf.sign(gram), v)
+        terms = tf.abs(gram) if isinstance(d, int) and rows <= d else u * product  # whichever is the smaller
+        return tf.reduce_sum(row_sums(terms)), tf.reshape(product, [n, d])
+    ahead = 1 + tf.range(count // 2)
+
+    def step(i, sums, window, product):
+        after = (i + ahead) % count
+        own_u, own_v, u_after = u[i], v[i], tf.gather(u, after)
+        v_after = u_after if is_u else tf.gather(v, after)
+        # Products of three axes: on a CPU they are faster than those of two with `transpose_b`.
+        tile = tf.reshape(tf.sign(tf.matmul(u_after, own_u[tf.newaxis], transpose_b=True)), [-1, rows])
+        inside = tf.matmul(tf.sign(_gram(own_u[tf.newaxis])[0]), own_v)
+        across = tf.matmul(tile, tf.reshape(v_after, [-1, d]), transpose_a=True)
+        # Gathered, which copies it: a slice of the window, kept in the product, would keep the whole window.
+        product = product.write(i, tf.gather(window, 0) + inside + across)
+        window = window[1:] + tf.reshape(tf.matmul(tile, own_v), tf.shape(v_after))
+        window = tf.concat([window, tf.zeros_like(own_v)[tf.newaxis]], 0)
+        return i + 1, sums + row_sums(own_u * (inside + 2.0 * across)), window, product
+
+    product = tf.TensorArray(u.dtype, count, element_shape=u.shape[1:])
+    product = (0, tf.zeros([rows], u.dtype), tf.zeros_like(u[: count // 2 + 1]), product)
+    _, sums, window, product = tf.while_loop(lambda i, *_: i < count, step, product, parallel_iterations=1)
+    product = product.stack()
+    product = tf.concat([product[: count // 2 + 1] + window, product[count // 2 + 1 :]], 0)
+    return tf.reduce_sum(sums), tf.reshape(product, [-1, d])[:n]
 
 
-def _count_pairs(n):
-    """n (n - 1), at least 1; in a wide integer, for int32 overflows from n = 46342."""
-    if isinstance(n, int):
-        return max(n * (n - 1), 1)
-    n = tf.cast(n, tf.int64)
-    return tf.maximum(n * (n - 1), 1)
+def _value(u, count):
+    """⟨u, S u⟩, all blocks of rows at once with the ones after them."""
+    u = _blocks(u, count)
+    sums = row_sums(tf.abs(_gram(u)))
+    if isinstance(count, int) and count == 1:
+        return tf.reduce_sum(sums)
+    around = tf.concat([u, u[: count // 2]], 0)
+
+    def step(s, sums):
+        # The size as XLA takes it for a constant: not as numbers that the loop carries.
+        gram = tf.matmul(u, tf.slice(around, [s, 0, 0], tf.shape(u)), transpose_b=True)
+        return s + 1, sums + 2.0 * row_sums(tf.abs(gram))
+
+    return tf.reduce_sum(tf.while_loop(lambda s, _: s <= count // 2, step, (1, sums), parallel_iterations=1)[1])
 
 
 def _gram(u):
-    """Products of all pairs of rows, zero on the diagonal (or NaN); u may be a batch of blocks."""
-    if _execution.may_nest_functions():
-        # Not from the matrix's own diagonal: a TPU compiler makes copies of the matrix to take that.
-        zeros = tf.minimum(tf.reduce_sum(tf.square(u), axis=-1), 0.0)
-        return tf.linalg.set_diag(tf.matmul(u, u, transpose_b=True), zeros)
-    # DTensor cannot set a diagonal, and `transpose_b=True` fails there on rows that are sharded.
-    gram = tf.matmul(u, tf.linalg.matrix_transpose(u))
-    return gram - gram * tf.eye(_size(gram, -1), dtype=gram.dtype)
-
-
-def _absolute_row_sums(gram):
-    """Σⱼ |Gᵢⱼ| as a vector, by a product with ones: under XLA on a CPU it is faster than a plain sum, and right."""
-    return tf.linalg.matvec(tf.abs(gram), tf.ones([_size(gram, -1)], gram.dtype))
-
-
-def _direct_value(gram):
-    # A plain sum in eager, where XLA is not around, and where functions cannot nest: DTensor does not follow a product.
-    plain = tf.executing_eagerly() or not _execution.may_nest_functions()
-    return tf.reduce_sum(tf.abs(gram)) if plain else tf.reduce_sum(_absolute_row_sums(gram))
-
-
-@tf.custom_gradient
-def _direct(u):
-    """⟨u, S u⟩ by one Gram matrix."""
-    gram = _gram(u)
-    return _direct_value(gram), lambda dy: 2.0 * dy * tf.matmul(tf.sign(gram), u)
-
-
-def _tiled(u, block_rows):
-    """⟨u, S u⟩ by the ring, right to any order of differentiation in reverse mode.
-
-    What goes into the loop is cut from the tape, or an eager tape would record the loop's inside; what comes out is cut
-    too, or XLA would try to differentiate the loop. A gradient is built in a graph of its own: what it hands on to the
-    next order has to be made a tensor of that graph, here.
-    """
-    cut, here = tf.stop_gradient, tf.identity
-
-    @tf.custom_gradient
-    def hessian_product(u, v):  # 2 S v: linear in v, constant in u
-        product = cut(2.0 * _ring(cut(u), cut(v), block_rows)[1])
-        return product, lambda w: (tf.zeros_like(u), hessian_product(here(u), w))
-
-    @tf.custom_gradient
-    def with_hessian(u, gradient):  # the gradient at hand, with its derivative by u
-        return here(gradient), lambda w: (hessian_product(here(u), w), tf.zeros_like(gradient))
-
-    @tf.custom_gradient
-    def value(u):
-        cosines, product = _ring(cut(u), cut(u), block_rows)
-        gradient = cut(2.0 * product)
-        return cut(cosines), lambda dy: dy * with_hessian(here(u), here(gradient))
-
-    return value(u)
-
-
-# A function of its own: in eager it drops the gradient where only the value is asked for, and forward mode, which looks
-# past custom gradients op by op, takes a function's gradient as a whole.
-_tiled_in_function = tf.function(_tiled, autograph=False)
-_execution.expect_many_shapes(_tiled_in_function)
-
-
-def _ring(u, v, block_rows):
-    """(⟨u, S u⟩, S v) with S = sign(u uᵀ) without its diagonal, block by block."""
-    n, d = _size(u, 0), _size(u, 1)
-    blocks, b = _block_counts(n, block_rows)
-    u, v = (tf.reshape(tf.pad(x, [[0, blocks * b - n], [0, 0]]), [blocks, b, d]) for x in (u, v))
-    twice_u, twice_v = tf.concat([u, u], 0), tf.concat([v, v], 0)
-
-    def step(s, sums, product):
-        size = tf.shape(u)  # [blocks, b, d]; as numbers that the loop carries, XLA may not take them for constants
-        gram = tf.matmul(u, tf.slice(twice_u, [s, 0, 0], size), transpose_b=True)
-        sign = tf.sign(gram)
-        product += tf.matmul(sign, tf.slice(twice_v, [s, 0, 0], size))
-        product += tf.roll(tf.matmul(sign, v, transpose_a=True), s, axis=0)
-        return s + 1, sums + 2.0 * _absolute_row_sums(gram), product
-
-    gram = _gram(u)
-    start = (1, _absolute_row_sums(gram), tf.matmul(tf.sign(gram), v))
-    _, sums, product = tf.while_loop(lambda s, *_: s <= (blocks - 1) // 2, step, start, parallel_iterations=1)
-    return tf.reduce_sum(sums), tf.reshape(product, [blocks * b, d])[:n]
-
-
-def _block_counts(n, block_rows):
-    """An odd number of blocks that covers n rows with as little padding as possible, and the rows of each."""
-    if isinstance(n, int):
-        rows = block_rows or min(max(_STEP_ENTRIES // max(n, 1), _BLOCK_ROWS[0]), _BLOCK_ROWS[1])
-        blocks = max(n // rows, 1) // 2 * 2 + 1
-        return blocks, -(-n // blocks)
-    rows = block_rows or tf.clip_by_value(_STEP_ENTRIES // tf.maximum(n, 1), *_BLOCK_ROWS)
-    blocks = tf.maximum(n // rows, 1) // 2 * 2 + 1
-    return blocks, -(-n // blocks)
-
-
-def _size(x, axis):
-    """The size of an axis: a Python int where it is static."""
-    static = tf.compat.dimension_value(x.shape[axis])
-    return static if static is not None else tf.shape(x)[axis]
+    """Products of all pairs of rows within each block, zero on the diagonal."""
+    return tf.linalg.set_diag(tf.matmul(u, u, transpose_b=True), tf.zeros([size(u, 0), size(u, 1)], u.dtype))

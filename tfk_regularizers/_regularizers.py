@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
-from tfk_regularizers import _execution, _keras, _orthogonality, _penalties
+from tfk_regularizers import _execution, _keras, _orthogonality, _penalties, _sampling
 
 
 class Penalty(*_keras.REGULARIZER_BASES, tf.__internal__.tracking.AutoTrackable):  # type: ignore[misc]
@@ -234,9 +234,10 @@ class OrthogonalRegularizer(Penalty):
     within that shard alone (a warning says so). For the whole variable, use
     `layer.add_loss(lambda: regularizer(layer.kernel))` instead.
 
-    Above 1024 rows the pairs are computed in tiles. Time: 0.5 n² d multiply-adds for the value, 1.5 n² d with the
-    gradient, for n rows of d elements. Peak memory: about 3 n t + 6 n d numbers, with t ≤ 512 rows in a tile; it does
-    not grow with n². (Under DTensor and in TensorFlow 1 graphs there are no tiles, and it takes about 3 n².)
+    Above 1024 rows (8192 on a GPU or a TPU, or twice the number of columns) the pairs are computed in blocks of rows.
+    Time for n rows of d elements: 0.5 n² d multiply-adds for the value and 1.5 n² d with the gradient, in one block
+    1 and 2. Peak memory: about n t + 5 n d numbers, with t ≤ 512 rows in a block on a CPU; it does not grow with n².
+    (Under DTensor and in forward mode there is one Gram matrix, and it takes about 3 n².)
 
     A kernel of more than two axes is taken as the matrix (product of all axes but the last, last axis). What is made
     orthogonal:
@@ -300,8 +301,8 @@ class SampledOrthogonalRegularizer(Penalty):
     each call, also inside a traced function; on all of them, exactly, if there are no more. An unbiased estimate of the
     same mean. Gradient: that of the formula, for the drawn rows alone (`IndexedSlices` for the rows of a variable).
 
-    Time: O(n + sample_size² d) instead of O(n² d) for n rows of d elements. Peak memory: that of
-    `OrthogonalRegularizer` on `sample_size` rows, and n numbers to draw them by.
+    Time: O(sample_size² d) instead of O(n² d) for n rows of d elements, however many there are. Peak memory: that of
+    `OrthogonalRegularizer` on `sample_size` rows.
 
     `tf.random.set_seed` makes the draws repeatable in eager mode and in a `tf.function`. XLA draws its random numbers
     from a generator of its own, which TensorFlow gives no way to seed: there they are fresh, but not repeatable.
@@ -339,7 +340,7 @@ class SampledOrthogonalRegularizer(Penalty):
         axis = 0 if _row_or_column_mode(self.mode) == "rows" else 1
         if not is_table or axis == 1:
             inputs = _matrix("SampledOrthogonalRegularizer", inputs)
-        sample = _orthogonality.sampled(inputs, self.sample_size, axis)
+        sample = _sampling.sampled(inputs, self.sample_size, axis)
         if axis == 1:
             sample = tf.transpose(sample)
         return _scaled(self.factor, _orthogonality.mean_absolute_cosine(sample))
