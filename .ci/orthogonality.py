@@ -83,18 +83,22 @@ def truth(x, block=512):
     return along.sum() / pairs, 2 / pairs * (by_u - along * u) / lengths
 
 
+def on_gpu(function):
+    """The same function, traced as for a GPU."""
+
+    def placed(x):
+        with tf.device("GPU:0"):
+            return function(x)
+
+    return placed
+
+
 def export(folder, shapes, dtypes=("float32", "bfloat16")):
     """Write value and gradient of both as StableHLO, cut into blocks as on an accelerator."""
     folder.mkdir(parents=True, exist_ok=True)
     for shape in shapes:
         for side in benchmark.SIDES:
-            inner = as_function(side, "gradient", "eager")
-
-            def program(x, inner=inner):
-                with tf.device("GPU:0"):
-                    return inner(x)
-
-            compiled = tf.function(program, jit_compile=True, autograph=False)
+            compiled = tf.function(on_gpu(as_function(side, "gradient", "eager")), jit_compile=True, autograph=False)
             for dtype in dtypes:
                 name = f"{side}-OrthogonalRegularizer-{'x'.join(map(str, shape))}-{dtype}.stablehlo"
                 compiler = compiled.experimental_get_compiler_ir(tf.TensorSpec(shape, dtype))

@@ -97,9 +97,7 @@ def test_every_composition_of_forward_and_reverse_mode(composition, rows, mode, 
     mode, _, unknown = mode.partition(", ")
     if unknown:
         signature = [tf.TensorSpec([None, None], tf.float64)] * 2
-        function = tf.function(
-            function, autograph=False, jit_compile=mode == "xla" or None, input_signature=signature
-        )
+        function = tf.function(function, autograph=False, jit_compile=mode == "xla" or None, input_signature=signature)
     assert_close(function(x, v) if unknown else run(mode, function, x, v), expected, 1e-7)
 
 
@@ -227,11 +225,18 @@ assert "tfk_regularizers" not in sys.modules
 
 @pytest.mark.parametrize("device", ["CPU:0", "GPU:0", "TPU:0"])
 def test_the_blocks_are_those_of_the_device(device):
-    with tf.Graph().as_default(), tf.device(device):
-        x, wide = (tf.identity(tf.zeros(shape)) for shape in ((8192, 64), (9000, 9000)))
-    whole = [_execution.block_rows(matrix, share=2) >= matrix.shape[0] for matrix in (x, wide)]
-    assert whole == [device != "CPU:0"] * 2
-    assert _execution.block_multiple(x) == (16 if device == "CPU:0" else 128)
+    seen = []
+
+    def trace(*matrices):
+        with tf.device(device):
+            for matrix in matrices:
+                seen.append(_execution.block_rows(matrix, share=2) >= matrix.shape[0])
+                seen.append(_execution.block_multiple(matrix))
+        return 0
+
+    shapes = (8192, 64), (9000, 9000)
+    tf.function(trace, autograph=False).get_concrete_function(*(tf.TensorSpec(shape) for shape in shapes))
+    assert seen == [device != "CPU:0", 16 if device == "CPU:0" else 128] * 2
 
 
 def test_one_row_through_the_regularizer():

@@ -123,9 +123,10 @@ def _cpu_only():
 
 
 def _on_cpu(x):
-    """Whether x is on a CPU: by its own device where one is set, or by those that there are."""
-    if x.device:
-        return tf.DeviceSpec.from_string(x.device).device_type in ("CPU", None)
+    """Whether what is done to x is done on a CPU: by the device that is set, or by those that there are."""
+    device = x.device if tf.executing_eagerly() else tf.no_op().device or x.device
+    if device:
+        return tf.DeviceSpec.from_string(device).device_type in ("CPU", None)
     return _visible_kinds() == {"CPU"} and "TPU" not in type(tf.distribute.get_strategy()).__name__
 
 

@@ -79,12 +79,13 @@ def _in_blocks(x):
         cosines, known = map(cut, _product(u, u, count)) if wanted else (cut(_value(u, count)), None)
 
         def gradient(dy):
-            with tf.control_dependencies([] if known is None else [known]):  # not before, to lie there meanwhile
-                u, squares, inverse = _normalized(here(x))
+            # Not before, to lie there meanwhile; and from there on x instead of u, which halves the memory on a GPU.
+            with tf.control_dependencies([] if known is None else [known]):
+                wide_x = wide(here(x))
+                u, squares, inverse = _normalized(wide_x)
             by_u = 2.0 * dy * product(u, u, known)
-            along = row_sums(u * by_u)[:, tf.newaxis]  # what would change the length alone
-            along = tf.where(squares >= _EPSILON, along, 0.0)
-            return tf.cast(inverse * (by_u - along * u), x.dtype)
+            along = row_sums(wide_x * by_u)[:, tf.newaxis] * inverse * inverse * inverse  # would change a row's length
+            return tf.cast(inverse * by_u - tf.where(squares >= _EPSILON, along, 0.0) * wide_x, x.dtype)
 
         return cosines, gradient
 
