@@ -33,7 +33,7 @@ def _distinct(n, count):
     seed = tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
 
     def draw(turn):
-        return tf.random.stateless_uniform([count], seed + [0, turn], maxval=n, dtype=tf.int64)
+        return tf.random.stateless_uniform([count], seed + tf.stack([0, turn]), maxval=n, dtype=tf.int64)
 
     def repeats(drawn):  # in the ascending order that they have
         return tf.concat([[False], drawn[1:] == drawn[:-1]], 0)
