@@ -149,9 +149,10 @@ def test_without_a_pair_it_is_zero(shape, rows, mode):
 @modes
 @pytest.mark.parametrize("rows", [None, 2], ids=["direct", "tiled"])
 @pytest.mark.parametrize("number", [np.nan, np.inf])
-def test_a_row_that_is_no_number_makes_it_none(number, rows, mode):
-    x = normal((6, 4), "float32").numpy()
-    x[3, 1] = number
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (1, 3), (3, 3)], ids=str)
+def test_a_row_that_is_no_number_makes_it_none(shape, number, rows, mode):
+    x = normal(shape, "float32").numpy()
+    x[-1, 1] = number
     for function in (tiled(rows), value_and_gradient(tiled(rows))):
         value = tf.nest.flatten(run(mode, function, tf.constant(x)))[0]
         assert np.isnan(value)

@@ -22,7 +22,8 @@ COMPILE_IN_EAGER_FROM = 2**22
 class _Blocks(NamedTuple):
     """Into what blocks of rows orthogonality cuts a matrix."""
 
-    whole: int  # up to so many rows there is one block
+    whole: int  # up to so many rows there is one block,
+    per_column: float  # and with a gradient up to so many for each column: a small Gram matrix takes less than blocks
     entries: int  # about so many entries of the Gram matrix are made at a time
     least: int  # rows of a block
     most: int
@@ -32,8 +33,8 @@ class _Blocks(NamedTuple):
 # Measured by .ci/orthogonality.py. On two CPU cores one block wins up to 1024 rows; above, larger blocks pass over the
 # rows less often, and smaller ones stay in the cache. To an accelerator a product is cheap, and a pass over memory is
 # not: one block as long as it takes no more memory than the built-in, and then few. (3 * 2**24 entries are 200 MB.)
-ON_CPU = _Blocks(whole=1024, entries=2**21, least=256, most=512, multiple=16)
-ON_ACCELERATOR = _Blocks(whole=8192, entries=3 * 2**24, least=1024, most=8192, multiple=128)
+ON_CPU = _Blocks(whole=1024, per_column=0.25, entries=2**21, least=256, most=512, multiple=16)
+ON_ACCELERATOR = _Blocks(whole=8192, per_column=2.0, entries=3 * 2**24, least=1024, most=8192, multiple=128)
 
 
 def route(x, one_pass=False):
@@ -72,13 +73,15 @@ def saving():
 
 
 def block_rows(x, share):
-    """How many rows of the matrix x a block is to have, at most, if 1 / `share` of all rows meet it at a time."""
-    n, blocks = tf.compat.dimension_value(x.shape[0]), _blocks(x)
+    """How many rows of the matrix x a block is to have, at most: where 1 / `share` of all rows meet it at a time.
+
+    All of them meet it for the value alone, half of them with the gradient.
+    """
+    (n, columns), blocks = map(tf.compat.dimension_value, x.shape), _blocks(x)
     if n is None:
         return blocks.most
-    if n <= blocks.whole:
-        return n + 1
-    return min(max(share * blocks.entries // n, blocks.least), blocks.most, n // 2)
+    whole = max(blocks.whole, blocks.per_column * (columns or 0) * (share > 1))
+    return n + 1 if n <= whole else min(max(share * blocks.entries // n, blocks.least), blocks.most, n // 2)
 
 
 def block_multiple(x):
@@ -87,11 +90,7 @@ def block_multiple(x):
 
 
 def _blocks(x):
-    if _on_cpu(x):
-        return ON_CPU
-    # A Gram matrix that is hardly larger than x takes less memory than the blocks do.
-    columns = tf.compat.dimension_value(x.shape[1]) or 0
-    return ON_ACCELERATOR._replace(whole=max(ON_ACCELERATOR.whole, 2 * columns))
+    return ON_CPU if _on_cpu(x) else ON_ACCELERATOR
 
 
 def may_nest_functions():

@@ -108,7 +108,8 @@ def _product(u, v, count):
     if isinstance(count, int) and count == 1:
         gram = _gram(u)
         product = tf.matmul(tf.sign(gram), v)
-        terms = tf.abs(gram) if isinstance(d, int) and rows <= d else u * product  # whichever is the smaller
+        is_wide = isinstance(d, int) and 1 < rows <= d
+        terms = tf.abs(gram) if is_wide else u * product  # whichever is the smaller
         return tf.reduce_sum(row_sums(terms)), tf.reshape(product, [n, d])
     ahead = 1 + tf.range(count // 2)
 
@@ -137,7 +138,9 @@ def _product(u, v, count):
 def _value(u, count):
     """⟨u, S u⟩, all blocks of rows at once with the ones after them."""
     u = _blocks(u, count)
-    sums = row_sums(tf.abs(_gram(u)))
+    sums, rows = row_sums(tf.abs(_gram(u))), size(u, 1)
+    if not isinstance(rows, int) or rows < 2:
+        sums += tf.minimum(row_sums(tf.square(u)), 0.0)  # 0, or NaN of a row without a pair, which is in no product
     if isinstance(count, int) and count == 1:
         return tf.reduce_sum(sums)
     around = tf.concat([u, u[: count // 2]], 0)
