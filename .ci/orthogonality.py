@@ -118,7 +118,8 @@ def main():
     arguments = parser.parse_args()
     shapes = [tuple(map(int, shape.split("x"))) for shape in arguments.shapes]
     fields = dict(field.split("=") for field in arguments.blocks.split(",") if field)
-    _execution.ON_CPU = _execution.ON_CPU._replace(**{name: int(value) for name, value in fields.items()})
+    chosen = {name: type(getattr(_execution.ON_CPU, name))(value) for name, value in fields.items()}
+    _execution.ON_CPU = _execution.ON_CPU._replace(**chosen)
     if arguments.export:
         export(arguments.export, shapes)
         return
