@@ -15,7 +15,7 @@ def sampled(x, count, axis):
     else:
         count = tf.minimum(tf.cast(count, tf.int64), tf.cast(n, tf.int64))
         drawn = tf.cond(
-            tf.cast(n, tf.int64) >= 2 * count,
+            tf.cast(n, tf.int64) >= 2 * tf.maximum(count, 1),  # of none there is none to draw
             lambda: _distinct(n, count),
             lambda: tf.random.shuffle(tf.range(tf.cast(n, tf.int64)))[:count],
         )
