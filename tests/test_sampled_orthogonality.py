@@ -95,6 +95,18 @@ def test_every_row_is_drawn_as_often_where_half_of_them_are():
     assert counts == pytest.approx(np.full(8, 0.5), abs=5 * np.sqrt(0.25 / 2000))
 
 
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+@pytest.mark.parametrize("n", [0, 1, 4, 5, 9, 10, 40])
+def test_of_a_size_that_the_call_alone_knows(n, mode):
+    draw = tf.function(
+        lambda x: _sampling.sampled(x, 5, 0),
+        input_signature=[tf.TensorSpec([None], tf.int32)],
+        jit_compile=mode == "xla" or None,
+    )
+    drawn = draw(tf.range(n)).numpy().tolist()
+    assert len(set(drawn)) == len(drawn) == min(n, 5)
+
+
 @modes
 @axes
 def test_fresh_at_every_call_and_for_the_drawn_alone(axis, mode):

@@ -33,7 +33,7 @@ class _Blocks(NamedTuple):
 # Measured by .ci/orthogonality.py. On two CPU cores one block wins up to 1024 rows; above, larger blocks pass over the
 # rows less often, and smaller ones stay in the cache. To an accelerator a product is cheap, and a pass over memory is
 # not: one block as long as it takes no more memory than the built-in, and then few. (3 * 2**24 entries are 200 MB.)
-ON_CPU = _Blocks(whole=1024, per_column=0.25, entries=2**21, least=256, most=512, multiple=16)
+ON_CPU = _Blocks(whole=1024, per_column=0.5, entries=2**21, least=256, most=512, multiple=16)
 ON_ACCELERATOR = _Blocks(whole=8192, per_column=2.0, entries=3 * 2**24, least=1024, most=8192, multiple=128)
 
 

@@ -127,9 +127,10 @@ def _product(u, v, count):
         window = tf.concat([window, tf.zeros_like(own_v)[tf.newaxis]], 0)
         return i + 1, sums + row_sums(own_u * (inside + 2.0 * across)), window, product
 
-    product = tf.TensorArray(u.dtype, count, element_shape=u.shape[1:])
-    product = (0, tf.zeros([rows], u.dtype), tf.zeros_like(u[: count // 2 + 1]), product)
-    _, sums, window, product = tf.while_loop(lambda i, *_: i < count, step, product, parallel_iterations=1)
+    start = [0, tf.zeros([rows], u.dtype), tf.zeros_like(u[: count // 2 + 1])]
+    start.append(tf.TensorArray(u.dtype, count, element_shape=u.shape[1:]))
+    _, sums, window, product = tf.while_loop(lambda i, *_: i < count, step, start, parallel_iterations=1)
+    del start  # or it would keep the parts of the product beside the whole, in eager
     product = product.stack()
     product = tf.concat([product[: count // 2 + 1] + window, product[count // 2 + 1 :]], 0)
     return tf.reduce_sum(sums), tf.reshape(product, [-1, d])[:n]

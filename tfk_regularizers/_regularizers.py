@@ -234,8 +234,8 @@ class OrthogonalRegularizer(Penalty):
     within that shard alone (a warning says so). For the whole variable, use
     `layer.add_loss(lambda: regularizer(layer.kernel))` instead.
 
-    Above 1024 rows, or a quarter of the columns if that is more, the pairs are computed in blocks of rows (on a GPU or
-    a TPU above 8192 rows, or twice the columns). Time for n rows of d elements: 0.5 n² d multiply-adds for the value
+    Above 1024 rows, or half of the columns if that is more, the pairs are computed in blocks of rows (on a GPU or a
+    TPU above 8192 rows, or twice the columns). Time for n rows of d elements: 0.5 n² d multiply-adds for the value
     and 1.5 n² d with the gradient, in one block 1 and 2. Peak memory: about n t + 5 n d numbers, with t ≤ 512 rows in a
     block on a CPU; it does not grow with n². (Under DTensor and in forward mode there is one Gram matrix, and it takes
     about 3 n².)
