@@ -46,7 +46,7 @@ def noted(function, name=None):
 def force_tiles_and_compilation():
     _execution.block_rows = lambda x, share: 3
     _orthogonality._product = noted(_orthogonality._product, "tiled")
-    _execution.COMPILE_IN_GRAPH_FROM = 1
+    _execution.FUSED_IN_GRAPH_FROM = 1
     _execution.route = noted(_execution.route)
 
 REGULARIZERS = {
@@ -126,7 +126,8 @@ print(json.dumps(train(model)))
 # One worker and two parameter servers in this process; each strategy of a process needs the same cluster.
 PARAMETER_SERVERS = """
 worker, *parameter_servers = (f"127.0.0.1:{port}" for port in sys.argv[1:])
-tfk.OrthogonalRegularizer()(tf.ones([1100, 2]))  # what has run before must not be in the way of what runs there
+for penalty in (tfk.OrthogonalRegularizer(), tfk.L1(), tfk.L2(), tfk.L1L2(1, 1)):
+    penalty(tf.ones([2048, 2048]))  # what has run before must not be in the way of what runs there
 cluster = tf.train.ClusterSpec({"worker": [worker], "ps": parameter_servers})
 tasks = [("worker", 0), *(("ps", index) for index in range(len(parameter_servers)))]
 servers = [tf.distribute.Server(cluster, job_name=job, task_index=index, protocol="grpc") for job, index in tasks]
@@ -135,6 +136,8 @@ force_tiles_and_compilation()
 
 with tf.distribute.ParameterServerStrategy(resolver).scope():
     unpartitioned = train(build())
+with tf.device("/job:worker/replica:0/task:0/device:CPU:0"):
+    assert float(tfk.L1(1.0)(tf.ones([2048, 2048]))) == 2.0**22
 
 partitioner = tf.distribute.experimental.partitioners.FixedShardsPartitioner(2)
 with tf.distribute.ParameterServerStrategy(resolver, partitioner).scope():
@@ -314,14 +317,14 @@ def check_training(what, result, expected):
 
 def test_one_device(trained):
     direct, tiled = trained
-    assert {"tiled", "compiled"} <= set(tiled["used"])
-    check_training("one device, tiled and compiled against direct and plain", tiled, direct)
+    assert set(tiled["used"]) == {"tiled", "fused"}
+    check_training("one device, tiled and fused against direct and by hand", tiled, direct)
 
 
 @pytest.mark.parametrize("replicas", [2, 4])
 def test_mirrored(replicas, run_program, trained):
     result = run_program(MIRRORED, replicas)
-    assert set(result["used"]) == {"tiled", "custom"}  # sums are not compiled inside a replica
+    assert set(result["used"]) == {"tiled", "fused"}
     check_training(f"MirroredStrategy, {replicas} replicas", result, trained[0])
 
 
@@ -334,14 +337,13 @@ def test_multi_worker(run_program, trained):
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         chief, other = pool.map(work, range(2))
-    assert set(chief["used"]) == {"tiled", "custom"}
+    assert set(chief["used"]) == {"tiled", "fused"}
     assert chief["weights"] == other["weights"]
     check_training("MultiWorkerMirroredStrategy, 2 processes", chief, trained[0])
 
 
 def test_parameter_server(parameter_servers, trained):
-    assert "compiled" not in parameter_servers[0]["used"]
-    assert "tiled" in parameter_servers[0]["used"]
+    assert {"tiled", "fused"} <= set(parameter_servers[0]["used"])
     check_training("ParameterServerStrategy, whole variables", parameter_servers[0], trained[0])
 
 

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from differentiation import MODES, assert_close, forward_derivative, hessian_product, run, value_and_gradient
+from differentiation import (
+    MODES,
+    SECOND_DERIVATIVES,
+    assert_close,
+    forward_derivative,
+    hessian_product,
+    run,
+    value_and_gradient,
+)
 from oracles import PENALTIES
 
 import tfk_regularizers as tfk
@@ -17,8 +25,8 @@ TOLERANCES = {
     "float64": (1e-12, 1e-12),
     "complex64": (2e-6, 2e-6),
 }
-# From 2**19 elements a graph computes L1 and L2 in compiled functions, from 2**22 eager does; above 1024 rows
-# orthogonality is tiled.
+# From 2**18 elements the gradients of L1 and L1L2 are by hand in eager, from 2**19 they are fused in a graph; above
+# 1024 rows orthogonality is tiled.
 SHAPES = [(3, 4), (4, 3), (64, 64), (300, 2000), (2000, 300)]
 
 penalties = pytest.mark.parametrize("name", PENALTIES)
@@ -64,7 +72,7 @@ def test_equals_the_built_in(builtin, name, shape, mode):
     assert_close(gradient, expected_gradient, 1e-5)
 
 
-@pytest.mark.parametrize("size", [2**19 - 1, 2**19, 2**22 + 7, 2**22 + 2**11 - 1])
+@pytest.mark.parametrize("size", [2**18, 2**19 - 1, 2**19, 2**22 + 7, 2**22 + 2**11 - 1])
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 @pytest.mark.parametrize("name", ["l1", "l2", "l1_l2"])
 def test_large_tensors_of_any_length(name, mode, size):
@@ -84,6 +92,31 @@ def test_sums_do_not_drift_under_xla(name):
     value = run("xla", make(tfk), x)
     expected = sum(oracle(part.astype("float64"))[0] for part in np.split(x.numpy(), 16))
     assert_close(value, expected, 1e-5)
+
+
+# In what a sum is compiled, and the static shape that it is compiled for: XLA:CPU adds a plain sum one by one.
+COMPILED = {
+    "small": (None, [724, 724]),
+    "large": (None, [4096, 1024]),
+    "unknown batch": (None, [None, 8]),
+    "unknown shape": (None, [None, None]),
+    "unknown rank": (None, None),
+    "one device": (lambda: tf.distribute.OneDeviceStrategy("/cpu:0"), [4096, 1024]),
+    "mirrored": (lambda: tf.distribute.MirroredStrategy(["/cpu:0"]), [4096, 1024]),
+}
+
+
+@pytest.mark.parametrize("case", COMPILED)
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("name", ["l1", "l2", "l1_l2"])
+def test_sums_keep_their_digits_wherever_xla_compiles(name, dtype, case):
+    make, oracle = PENALTIES[name]
+    strategy, shape = COMPILED[case]
+    x = tf.fill([724, 724] if case == "small" else [2**19, 8] if case == "unknown batch" else [4096, 1024], 0.1)
+    x = tf.cast(x, dtype)
+    function = tf.function(make(tfk), input_signature=[tf.TensorSpec(shape, dtype)], jit_compile=True, autograph=False)
+    value = strategy().run(function, args=(x,)) if strategy else function(x)
+    assert_close(value, oracle(exact(x))[0], 2e-6)
 
 
 @pytest.mark.parametrize("mode", ["rows", "columns"])
@@ -124,6 +157,27 @@ def test_forward_mode(name, shape, mode):
     x, v = normal(shape, "float64", 1), normal(shape, "float64", 2)
     expected = (oracle(exact(x))[1] * exact(v)).sum()
     assert_close(run(mode, forward_derivative(make(tfk)), x, v), expected, 1e-10)
+
+
+# TensorFlow has no gradient of the forward derivative of a function that it has traced before.
+@pytest.mark.parametrize("size", [35, 2**18, 2**19], ids=["small", "by hand in eager", "fused in a graph"])
+@pytest.mark.parametrize(
+    ("composition", "mode"),
+    [(composition, mode) for composition in SECOND_DERIVATIVES for mode in MODES]
+    + [(composition, "traced before") for composition in SECOND_DERIVATIVES if composition != "reverse over forward"],
+)
+@pytest.mark.parametrize("name", ["l1", "l2", "l1_l2"])
+def test_any_composition_of_forward_and_reverse_mode(name, composition, mode, size):
+    """The Hessian is 2 l2 times the identity."""
+    penalty = PENALTIES[name][0](tfk)
+    l2 = penalty.get_config().get("l2", 0.0)
+    x, v = normal((size,), "float64", 1), normal((size,), "float64", 2)
+    if mode == "traced before":
+        penalty, mode = tf.function(penalty, autograph=False), "eager"
+        penalty(x)
+    expected = 2 * l2 * (np.square(v).sum() if composition == "forward over forward" else v.numpy())
+    actual = run(mode, SECOND_DERIVATIVES[composition](penalty), x, v)
+    assert_close(np.zeros_like(expected) if actual is None else actual, expected, 1e-12)
 
 
 @pytest.mark.parametrize("mode", ["graph", "xla"])
@@ -257,6 +311,13 @@ def test_l1_l2_with_one_factor_is_the_other_penalty():
     x = normal((5, 4))
     assert float(tfk.L1L2(l1=0.3)(x)) == float(tfk.L1(0.3)(x))
     assert float(tfk.L1L2(l2=0.3)(x)) == float(tfk.L2(0.3)(x))
+
+
+@modes
+@pytest.mark.parametrize("size", [100, 2**19])
+def test_small_factors_times_small_elements_do_not_vanish(size, mode):
+    x = tf.fill([size], 1e-3)
+    assert_close(run(mode, tfk.L1L2(1e-36, 1e-36), x), 1e-36 * size * (1e-3 + 1e-6), 2e-6)
 
 
 def test_sign_of_zero_is_zero():

@@ -7,16 +7,16 @@ import tensorflow as tf
 
 try:  # what is recorded has no public reader; where this one is absent, the functions below say what is always right
     from tensorflow.python.eager import forwardprop_util, record
+    from tensorflow.python.ops import control_flow_util
     from tensorflow.python.saved_model import save_context
 except ImportError:
-    forwardprop_util = record = save_context = None
+    forwardprop_util = record = control_flow_util = save_context = None
 
-# All measured on two CPU cores, by examples/benchmark.py. A penalty and its gradient cost some 35 ms of compilation
-# each for each new shape. In a graph they are even with plain ops at 300 x 300 and win 0.2 to 0.5 ms a step at
-# 1000 x 1000. In eager a compiled function adds up to 1 ms to a call; there tf.custom_gradient alone costs 60 µs, as
-# much as a whole small penalty.
-COMPILE_IN_GRAPH_FROM = 2**19
-COMPILE_IN_EAGER_FROM = 2**22
+# Measured on two CPU cores, by examples/benchmark.py. In eager tf.custom_gradient costs 60 µs, as much as a whole small
+# penalty. Ops that XLA fuses in a graph read and write the memory once, but cost 0.1 ms a call, and for each penalty
+# and its gradient some 35 ms of compilation.
+BY_HAND_IN_EAGER_FROM = 2**18
+FUSED_IN_GRAPH_FROM = 2**19
 
 
 class _Blocks(NamedTuple):
@@ -37,29 +37,41 @@ ON_CPU = _Blocks(whole=1024, per_column=0.5, entries=2**21, least=256, most=512,
 ON_ACCELERATOR = _Blocks(whole=8192, per_column=2.0, entries=3 * 2**24, least=1024, most=8192, multiple=128)
 
 
-def route(x, one_pass=False):
-    """How to reduce the tensor x to a scalar: by "plain" ops, with a "custom" gradient, or "compiled" by XLA.
+def route(x):
+    """How to sum over the tensor x: in parts under "XLA", by "plain" ops, or with the gradient "by hand" or "fused".
 
-    `one_pass` says that the plain ops read x once, value and gradient each: outside a graph nothing beats them.
+    Fused ops are ops of the graph like others, but marked for XLA. (A compiled tf.function in their place is as fast,
+    and fails in forward mode, under TensorFlow's debuggers and in a process that connects to a cluster afterwards.)
     """
-    if not isinstance(x, tf.Tensor) or x.dtype.is_complex:
+    if _under_xla():  # which fuses what TensorFlow differentiates, and sums right but on a CPU
+        return "XLA" if _on_cpu(x) else "plain"
+    if not isinstance(x, tf.Tensor) or x.dtype.is_complex or _in_forward_mode(x):
         return "plain"  # a KerasTensor records each op as a layer; complex gradients are left to TensorFlow
-    eager = tf.executing_eagerly()
     size = x.shape.num_elements() or 0
-    if eager and (one_pass or size < COMPILE_IN_EAGER_FROM):
-        return "plain"
-    large = size >= COMPILE_IN_GRAPH_FROM
-    return "compiled" if large and may_nest_functions() and _cpu_only() else "custom"
+    if tf.executing_eagerly():
+        return "by hand" if size >= BY_HAND_IN_EAGER_FROM and wants_gradient(x) else "plain"
+    can_fuse = _on_cpu(x) and not under_dtensor() and not saving()
+    return "fused" if can_fuse and size >= FUSED_IN_GRAPH_FROM else "by hand"
+
+
+def _under_xla():
+    """Whether XLA compiles what is traced: under `jit_compile=True` and on a TPU, in whatever stands inside too."""
+    if control_flow_util is None:
+        return not tf.executing_eagerly()
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def may_loop(x):
     """Whether a penalty on x may loop over blocks: not where x is none of TensorFlow's tensors, nor under DTensor.
 
-    And not in forward mode, which looks past custom gradients wherever a graph is built, and cannot follow a loop. It
-    leaves derivatives on the tensors.
+    And not in forward mode, which cannot follow a loop.
     """
-    forward = forwardprop_util is None or bool(forwardprop_util.pack_tangents([x]).tangents)
-    return isinstance(x, tf.Tensor) and not forward and not under_dtensor()
+    return isinstance(x, tf.Tensor) and not _in_forward_mode(x) and not under_dtensor()
+
+
+def _in_forward_mode(x):
+    """Whether x has a derivative already: forward mode looks past custom gradients wherever a graph is built."""
+    return forwardprop_util is None or bool(forwardprop_util.pack_tangents([x]).tangents)
 
 
 def wants_gradient(x):
@@ -93,32 +105,16 @@ def _blocks(x):
     return ON_CPU if _on_cpu(x) else ON_ACCELERATOR
 
 
-def may_nest_functions():
-    """Whether a tf.function may stand inside a penalty: not in TensorFlow 1 graphs, not under DTensor's layouts."""
-    return tf.compat.v1.executing_eagerly_outside_functions() and not under_dtensor()
-
-
 def under_dtensor():
     """Whether a DTensor device is there: its layouts pass through some operations alone."""
     dtensor = sys.modules.get("tensorflow.dtensor.python.api")
     return getattr(dtensor, "_dtensor_singleton", None) is not None
 
 
-def expect_many_shapes(*functions):
-    """Keep TensorFlow from warning of retracing: one trace for each shape is meant."""
-    for function in functions:
-        function._omit_frequent_tracing_warning = True
-
-
 def is_shard(x):
     """Whether x is one of several variables into which a parameter server strategy has partitioned a larger one."""
     container = getattr(x, "_sharded_container", lambda: None)()
     return container is not None and len(container.variables) > 1
-
-
-def _cpu_only():
-    """Whether CPUs of this process are all there is: what compiling gains was measured there and nowhere else."""
-    return _visible_kinds() == {"CPU"} and not tf.distribute.has_strategy()
 
 
 def _on_cpu(x):

@@ -1,14 +1,13 @@
 """The mathematics of L1 and L2: sums over a tensor, with hand-written gradients that save passes over memory."""
 
+import contextlib
+
 import tensorflow as tf
 
 from tfk_regularizers import _execution
 
-# Row lengths for the product in `_total_in_xla`: their speed hardly differs, a divisor of the size leaves no rest.
+# Lengths of the rows in which XLA sums: their speed hardly differs, and a divisor of the size leaves no rest.
 _ROWS = range(2048, 255, -1)
-
-# In eager, outputs of ever new lengths would be compiled, and their programs kept, one after the other.
-_MOST_SHAPES = 64
 
 
 def result_dtype(x):
@@ -33,104 +32,72 @@ def row_sums(x):
     return tf.linalg.matvec(x, tf.ones([size(x, -1)], x.dtype))
 
 
-def total(x):
-    """Σx by plain ops.
-
-    XLA:CPU adds a plain sum one by one, which is wrong in the third digit at 64M elements. Where the size is unknown it
-    may be large, and a product with ones is summed in parts there, at no cost elsewhere.
-    """
-    row = 1
-    if x.shape.rank is not None and not x.shape.is_fully_defined():
-        for size in reversed(x.shape.as_list()):
-            if size is None or row >= 16:
-                break
-            row *= size
-    if row < 16:
-        return tf.reduce_sum(x)
-    return tf.reduce_sum(row_sums(tf.reshape(x, [-1, row])))
+def absolute_sum(x):
+    """Σ|x|, a scalar of `result_dtype(x)`, and 0 the gradient at 0."""
+    return _total(x, tf.abs, _plain_absolute_sum, lambda x, dy: dy * tf.sign(x))
 
 
-def _total_in_xla(x):
-    """Σx for XLA: a product with ones fuses what makes x, uses every core and is summed in parts.
-
-    Each loop that XLA has to generate adds some 35 ms to the compilation, so there is one where there can be.
-    """
-    size, flat = x.shape.num_elements(), tf.reshape(x, [-1])
-    if size <= 2 * _ROWS[0]:
-        return tf.tensordot(flat, tf.ones([size], x.dtype), 1)
-    row = next((row for row in _ROWS if size % row == 0), _ROWS[0])
-    rows = tf.reshape(flat[: size // row * row], [-1, row])
-    sums = _total_in_xla(row_sums(rows))
-    return sums if size % row == 0 else sums + tf.reduce_sum(flat[size // row * row :])
-
-
-def _penalty(plain, elements, gradient, one_pass=False):
-    """The scalar function Σ elements(x, *factors), run the way that `_execution.route` says.
-
-    `plain` is the same by plain ops alone, for a half as well, and `gradient(x, dy, *factors)` its gradient. Factors
-    are numbers: no gradient is computed for them.
-    """
-
-    def narrow_gradient(x, dy, *factors):
-        return tf.cast(gradient(wide(x), dy, *factors), x.dtype)
-
-    @tf.function(jit_compile=True, autograph=False)
-    def compiled(x, *factors):
-        return _total_in_xla(elements(wide(x), *factors))
-
-    compiled_gradient = tf.function(narrow_gradient, jit_compile=True, autograph=False)
-    _execution.expect_many_shapes(compiled, compiled_gradient)
-
-    def penalty(x, *factors):
-        route = _execution.route(x, one_pass)
-        if route == "compiled" and tf.executing_eagerly() and compiled.experimental_get_tracing_count() > _MOST_SHAPES:
-            route = "custom"
-        if route == "plain":
-            return plain(x, *factors)
-        factors = [tf.constant(factor, result_dtype(x)) for factor in factors]
-        forward, backward = (compiled, compiled_gradient) if route == "compiled" else (plain, narrow_gradient)
-
-        @tf.custom_gradient
-        def value(x):
-            # An eager tape would also record what happens in here; in a graph, forward mode goes through it.
-            inside = tf.stop_gradient(x) if tf.executing_eagerly() else x
-            return forward(inside, *factors), lambda dy: backward(x, dy, *factors)
-
-        return value(x)
-
-    return penalty
-
-
-def _plain_half_square_sum(x):
-    if x.dtype.is_complex:
-        return 0.5 * (total(tf.square(tf.math.real(x))) + total(tf.square(tf.math.imag(x))))
+def half_square_sum(x):
+    """½ Σ|x|², a scalar of `result_dtype(x)`."""
     x = wide(x)
-    # One pass, without writing the squares; where the size is unknown, `total` says why not.
-    return tf.nn.l2_loss(x) if x.shape.is_fully_defined() else 0.5 * total(tf.square(x))
+    if x.dtype.is_complex:
+        return half_square_sum(tf.math.real(x)) + half_square_sum(tf.math.imag(x))
+    if _execution.route(x) == "XLA":
+        return 0.5 * _total_in_xla(tf.square(x))
+    return tf.nn.l2_loss(x)  # one pass, without writing the squares, and one for the gradient
+
+
+def elastic_net(x, l1, l2):
+    """l1 Σ|x| + l2 Σ|x|², a scalar of `result_dtype(x)`, for numbers l1 and l2 that are not both 0."""
+    scale = max(abs(l1), abs(l2))  # applied to the sum: times small elements, small factors would vanish
+    l1, l2 = l1 / scale, l2 / scale
+    total = _total(
+        x,
+        elements=lambda x: l1 * tf.abs(x) + l2 * tf.square(tf.abs(x)),
+        plain=lambda x: l1 * _plain_absolute_sum(x) + (2.0 * l2) * half_square_sum(x),
+        gradient=lambda x, dy: (dy * l1) * tf.sign(x) + (dy * (2.0 * l2)) * x,
+    )
+    return tf.constant(scale, total.dtype) * total
 
 
 def _plain_absolute_sum(x):
-    return total(tf.abs(wide(x)))
+    return tf.reduce_sum(tf.abs(x))
 
 
-absolute_sum = _penalty(
-    plain=_plain_absolute_sum,
-    elements=tf.abs,
-    gradient=lambda x, dy: dy * tf.sign(x),
-)
-absolute_sum.__doc__ = "Σ|x|, a scalar of `result_dtype(x)`, and 0 the gradient at 0."
+def _total(x, elements, plain, gradient):
+    """Σ elements(x), the way that `_execution.route` says; `plain` is the same by ops that are quick one by one."""
+    route = _execution.route(x)
+    if route == "XLA":
+        return _total_in_xla(elements(wide(x)))
+    if route == "plain":
+        return plain(wide(x))
+    fused = route == "fused"
+    scope = tf.xla.experimental.jit_scope if fused else contextlib.nullcontext
 
-half_square_sum = _penalty(
-    plain=_plain_half_square_sum,
-    elements=lambda x: 0.5 * tf.square(x),
-    gradient=lambda x, dy: dy * x,
-    one_pass=True,
-)
-half_square_sum.__doc__ = "½ Σ|x|², a scalar of `result_dtype(x)`."
+    @tf.custom_gradient
+    def value(x):
+        def by_hand(dy):
+            with scope():
+                return tf.cast(gradient(wide(x), dy), x.dtype)
 
-elastic_net = _penalty(
-    plain=lambda x, l1, l2: l1 * _plain_absolute_sum(x) + l2 * (2.0 * _plain_half_square_sum(x)),
-    elements=lambda x, l1, l2: l1 * tf.abs(x) + l2 * tf.square(x),
-    gradient=lambda x, dy, l1, l2: dy * l1 * tf.sign(x) + 2.0 * dy * l2 * x,
-)
-elastic_net.__doc__ = "l1 Σ|x| + l2 Σ|x|² for numbers l1 and l2, in one pass over x, and one more for the gradient."
+        with scope():
+            inside = wide(tf.stop_gradient(x))  # an eager tape would also record what happens in here
+            return _total_in_xla(elements(inside)) if fused else plain(inside), by_hand
+
+    return value(x)
+
+
+def _total_in_xla(x, levels=3):
+    """Σx for XLA, which on a CPU adds a plain sum one by one: wrong in the third digit at 64M elements.
+
+    A product with ones fuses what makes x, uses every core and is summed in parts. Each loop that XLA has to generate
+    adds some 35 ms to the compilation, so there is one where there can be; where the size is unknown, so many levels.
+    """
+    flat = tf.reshape(x, [-1])
+    count = flat.shape[0]
+    if levels == 0 or (count is not None and count <= _ROWS[0]):
+        return tf.reduce_sum(flat)
+    row = next((row for row in _ROWS if count is not None and count % row == 0), _ROWS[0])
+    whole = size(flat, 0) // row * row
+    total = _total_in_xla(row_sums(tf.reshape(flat[:whole], [-1, row])), levels - 1)
+    return total if count == whole else total + tf.reduce_sum(flat[whole:])

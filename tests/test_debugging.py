@@ -1,0 +1,56 @@
+"""Training under the switches of TensorFlow that people turn on when a loss has become NaN."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+UNITS = 1024, 512  # so that the kernel has the 2**19 elements from which on sums are fused
+
+
+@contextlib.contextmanager
+def check_numerics(_):
+    tf.debugging.enable_check_numerics()
+    try:
+        yield
+    finally:
+        tf.debugging.disable_check_numerics()
+
+
+@contextlib.contextmanager
+def dump_debug_info(folder):
+    tf.debugging.experimental.enable_dump_debug_info(str(folder), "FULL_HEALTH")
+    try:
+        yield
+    finally:
+        tf.debugging.experimental.disable_dump_debug_info()
+
+
+SWITCHES = {switch.__name__: switch for switch in (check_numerics, dump_debug_info)}
+
+
+def losses(regularizer, start=None):
+    inputs, outputs = UNITS
+    layer = tf_keras.layers.Dense(outputs, kernel_initializer="ones", kernel_regularizer=regularizer)
+    model = tf_keras.Sequential([layer])
+    model.build((None, inputs))
+    if start is not None:
+        layer.kernel.assign(tf.fill(layer.kernel.shape, start))
+    model.compile(tf_keras.optimizers.SGD(1e-6), "mse")
+    return model.fit(np.ones((8, inputs), "f"), np.ones((8, outputs), "f"), 4, epochs=2, verbose=0).history["loss"]
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize("regularizer", ["l1", "l2", "l1_l2", "orthogonal_regularizer"])
+def test_a_fit_is_what_it_is_without(regularizer, switch, tmp_path):
+    expected = losses(regularizer)
+    with SWITCHES[switch](tmp_path):
+        assert losses(regularizer) == pytest.approx(expected, rel=2e-6)
+
+
+@pytest.mark.parametrize("regularizer", ["l1", "l2", "l1_l2", "orthogonal_regularizer"])
+def test_check_numerics_finds_the_nan(regularizer, tmp_path):
+    with check_numerics(tmp_path), pytest.raises(tf.errors.InvalidArgumentError, match=r"NaN|nan"):
+        losses(regularizer, start=np.nan)
