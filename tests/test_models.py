@@ -158,6 +158,15 @@ def flat(arrays):
     return np.concatenate([np.ravel(array) for array in arrays])
 
 
+def tracked(obj):
+    """What TensorFlow and Keras keep beside an attribute: what checkpoints hold, and how often a value is held."""
+    obj._maybe_initialize_trackable()
+    found = [(name, id(child)) for name, child in obj._self_unconditional_checkpoint_dependencies]
+    found += sorted((name, id(child)) for name, child in obj._self_unconditional_dependency_names.items())
+    found += sorted((id(value), count) for value, count in obj._obj_reference_counts.items())
+    return found + [id(child) for child in obj._self_tracked_trackables]
+
+
 def state(model):
     """All that a failing call must leave alone."""
     found = [json.dumps(model.get_config(), default=str), model.train_function, model.test_function]
@@ -168,6 +177,7 @@ def state(model):
             list(map(id, layer._eager_losses)),
         ]
         found += [id(value) for name, value in sorted(vars(layer).items()) if name.endswith("_regularizer")]
+        found += tracked(layer)
     return found
 
 
@@ -328,6 +338,46 @@ class TestSetRegularizers:
         assert set_regularizers(model, kernel_regularizer=None) == ["hidden/kernel"]
         assert model.layers[0].kernel_regularizer is None
 
+    @pytest.mark.parametrize("make", [attention, bidirectional])
+    def test_removed_factor_is_in_no_file(self, make, builtin, tmp_path):
+        """Keras goes on tracking what is replaced by None, or by a regularizer that is not tracked."""
+        clean, model = built(make), built(make)
+        tf.train.Checkpoint(clean).write(str(tmp_path / "clean"))
+        for keyword in ("kernel_regularizer", "activity_regularizer"):
+            for replacement in (None, builtin.L2(0.5)):
+                set_regularizers(model, **{keyword: L1(tf.Variable(0.5, trainable=False))})
+                set_regularizers(model, **{keyword: replacement})
+                set_regularizers(model, **{keyword: None})
+        tf.train.Checkpoint(model).write(str(tmp_path / "removed"))
+        tf.train.Checkpoint(model).read(str(tmp_path / "clean")).assert_consumed()
+        tf.train.Checkpoint(clean).read(str(tmp_path / "removed")).assert_consumed()
+
+    def test_removed_factor_is_not_in_a_saved_model(self, tmp_path):
+        model = built(attention)
+        set_regularizers(model, kernel_regularizer=L1(tf.Variable(0.5, trainable=False)))
+        set_regularizers(model, kernel_regularizer=None)
+        model.save(tmp_path / "model", save_format="tf")
+        found = tf.train.list_variables(str(tmp_path / "model" / "variables" / "variables"))
+        assert not [name for name, _ in found if "regularizer" in name]
+
+    def test_factor_held_by_another_attribute_stays_tracked(self):
+        model = built(sequential)
+        layer = model.layers[0]
+        layer._kernel_regularizer = shared = L1(tf.Variable(0.5, trainable=False))
+        set_regularizers(model, kernel_regularizer=shared, bias_regularizer=shared)
+        set_regularizers(model, kernel_regularizer=None)
+        children = layer._trackable_children()
+        assert children["_kernel_regularizer"] is children["bias_regularizer"] is shared
+        assert "kernel_regularizer" not in children
+
+    def test_factor_removed_by_hand(self):
+        model = built(sequential)
+        layer = model.layers[0]
+        layer.kernel_regularizer = L1(tf.Variable(0.5, trainable=False))
+        layer.kernel_regularizer = None
+        assert set_regularizers(model, kernel_regularizer=None) == ["hidden/kernel"]
+        assert "kernel_regularizer" not in layer._trackable_children()
+
     def test_nested_model_that_was_traced(self):
         model = built(nested)
         block = model.get_layer("block1")
@@ -449,6 +499,94 @@ class TestActivityRegularizer:
             set_regularizers(model, activity_regularizer="l2", where=lambda layer: layer.name in ("einsum", "norm"))
 
 
+class Unknown(layers.Layer):
+    """A layer whose class a program that loads it lacks, for it is registered nowhere; and a loss of its own."""
+
+    def __init__(self, kernel_regularizer=None, activity_regularizer=None, **kwargs):
+        super().__init__(activity_regularizer=activity_regularizer, **kwargs)
+        self.kernel_regularizer = kernel_regularizer
+
+    def build(self, shape):
+        self.bias = self.add_weight("bias", (2,), initializer="ones")
+        self.kernel = self.add_weight("kernel", (shape[-1], 2), initializer="ones", regularizer=self.kernel_regularizer)
+        self.add_loss(lambda: 7.0 * tf.reduce_sum(self.kernel))
+
+    def call(self, inputs):
+        return inputs @ self.kernel + self.bias
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "kernel_regularizer": serialize(self.kernel_regularizer),
+            "activity_regularizer": serialize(self.activity_regularizer),
+        }
+
+
+class Around(layers.Layer):
+    """A layer with another inside, just as unknown."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(2, activity_regularizer="l2", name="dense")
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+class TestRevivedLayer:
+    """A layer that Keras has made from the graphs of a SavedModel."""
+
+    def revived(self, layer, folder):
+        inputs = tf_keras.Input((4,))
+        model = tf_keras.Model(inputs, layers.Dense(1, kernel_initializer="ones", name="head")(layer(inputs)))
+        return saved_and_loaded(model, "", folder)
+
+    @pytest.mark.parametrize("kind", ["builtin", "ours", "live"])
+    def test_set_replace_remove(self, kind, builtin, tmp_path):
+        factor = tf.Variable(0.5, trainable=False)
+        regularizer = {"builtin": builtin.L2(0.5), "ours": L2(0.5), "live": L2(factor)}[kind]
+        model = self.revived(Unknown(regularizer, name="unknown"), tmp_path / "first")
+        layer = model.get_layer("unknown")
+        assert not isinstance(layer, Unknown)
+
+        def found(model):
+            return {path: float(value) for path, value in penalties(model).items()}, sum(values(model))
+
+        assert found(model) == ({"unknown/kernel": 4.0}, 56.0 + 4.0)
+        paths = set_regularizers(model, kernel_regularizer=L2(1.0))
+        assert paths == ["unknown/kernel", "head/kernel"]
+        expected = {"unknown/kernel": 8.0, "head/kernel": 2.0}, 56.0 + 8.0 + 2.0
+        assert found(model) == expected
+        assert found(saved_and_loaded(model, "", tmp_path / "second")) == expected
+        model.save(tmp_path / "third", save_format="tf")
+        with tf_keras.saving.custom_object_scope({"Unknown": Unknown}):
+            known = tf_keras.models.load_model(tmp_path / "third")
+        assert isinstance(known.get_layer("unknown"), Unknown)
+        assert found(known) == expected
+        assert set_regularizers(model, kernel_regularizer=None) == paths
+        assert found(model) == ({}, 56.0)
+        assert layer.get_config()["kernel_regularizer"] is None
+
+    def test_nowhere_else(self, tmp_path):
+        model = self.revived(Unknown(name="unknown"), tmp_path)
+        assert set_regularizers(model, kernel_regularizer="l2", where=only("unknown")) == ["unknown/kernel"]
+        with pytest.raises(ValueError, match=r"Expected one of: activity_regularizer, kernel_regularizer\."):
+            set_regularizers(model, beta_regularizer="l2", where=only("unknown"))
+
+    @pytest.mark.parametrize("regularizer", ["l1", None])
+    @pytest.mark.parametrize(
+        "make", [lambda: Unknown(activity_regularizer=L2(0.1), name="outer"), lambda: Around(name="outer")]
+    )
+    def test_activity(self, make, regularizer, tmp_path):
+        """What its graphs have made of the output stays in them."""
+        model = self.revived(make(), tmp_path)
+        before = state(model)
+        with pytest.raises(ValueError, match=r"'outer(/dense)?/activity' cannot be changed.*'outer'.*custom_objects"):
+            set_regularizers(model, kernel_regularizer="l2", activity_regularizer=regularizer)
+        assert state(model) == before
+        assert set_regularizers(model, activity_regularizer="l2", where=only("head")) == ["head/activity"]
+
+
 class Unsaved(L2):
     def get_config(self):
         raise NotImplementedError("no config")
@@ -514,10 +652,24 @@ class TestFailure:
             set_regularizers(model, **arguments)
         assert state(model) == before
 
+    @pytest.mark.parametrize("make", [sequential, attention, bidirectional])
+    def test_interrupted(self, make, monkeypatch):
+        def interrupt(model):
+            raise KeyboardInterrupt
+
+        model = built(make)
+        set_regularizers(model, kernel_regularizer=L1(tf.Variable(0.5, trainable=False)), activity_regularizer="l2")
+        before = state(model)
+        monkeypatch.setattr(_keras, "forget_traces", interrupt)
+        for regularizer in (L1(tf.Variable(0.5, trainable=False)), None):
+            with pytest.raises(KeyboardInterrupt):
+                set_regularizers(model, kernel_regularizer=regularizer, activity_regularizer=regularizer)
+            assert state(model) == before
+
     def test_other_internals_of_keras(self, monkeypatch):
         model = built(sequential)
         before = state(model)
-        monkeypatch.setattr(_keras, "_regularized_variable", lambda loss: None)
+        monkeypatch.setattr(_keras, "_regularized_variable", lambda layer, loss: None)
         with pytest.raises(RuntimeError, match="supports tf-keras 2"):
             set_regularizers(model, kernel_regularizer="l2")
         assert state(model) == before
@@ -645,6 +797,55 @@ class TestPenalties:
             np.testing.assert_allclose(one[1], two[1], rtol=1e-5, atol=1e-6)
         """
         run_python("-c", textwrap.dedent(script))
+
+
+@pytest.mark.heavy
+def test_tensorflow_1_graphs(run_python):
+    """`compile` adds up the losses there: the same weights as of models that were built so."""
+    script = """
+        import numpy as np, tensorflow as tf, tf_keras
+        from tfk_regularizers import L2, penalties, set_regularizers
+        tf.compat.v1.disable_eager_execution()
+        random = np.random.default_rng(0)
+        x, y = random.normal(size=(16, 4)), random.normal(size=(16, 2))
+
+        def make(regularizer=None, **arguments):
+            dense = tf_keras.layers.Dense
+            hidden = dense(3, kernel_regularizer=regularizer, name="hidden", **arguments)
+            model = tf_keras.Sequential([tf_keras.Input((4,)), hidden, dense(2, kernel_regularizer=regularizer)])
+            model.compile(tf_keras.optimizers.legacy.SGD(0.1, momentum=0.5), "mse", metrics=["mae"])
+            return model
+
+        def trained(model):
+            model.fit(x, y, epochs=2, shuffle=False, verbose=0)
+            return np.concatenate([weight.ravel() for weight in model.get_weights()])
+
+        model = make()
+        trained(model)
+        assert len(set_regularizers(model, kernel_regularizer=L2(0.1))) == len(model.losses) == 2
+        truth = make(L2(0.1))
+        truth.set_weights(model.get_weights())
+        np.testing.assert_allclose(model.evaluate(x, y, verbose=0), truth.evaluate(x, y, verbose=0), rtol=1e-5)
+        penalty = sum(tf_keras.backend.get_value(value) for value in penalties(model).values())
+        mse = np.mean((model.predict(x) - y) ** 2)
+        np.testing.assert_allclose(model.evaluate(x, y, verbose=0)[0], mse + penalty, rtol=1e-5)
+        before = trained(model)
+        assert not np.allclose(before, trained(model))
+        set_regularizers(model, kernel_regularizer=None)
+        np.testing.assert_allclose(model.evaluate(x, y, verbose=0)[0], np.mean((model.predict(x) - y) ** 2), rtol=1e-5)
+
+        model = make(activity_regularizer="l2")
+        set_regularizers(model, activity_regularizer=None)
+        np.testing.assert_allclose(model.evaluate(x, y, verbose=0)[0], np.mean((model.predict(x) - y) ** 2), rtol=1e-5)
+        try:
+            set_regularizers(model, activity_regularizer="l2", kernel_regularizer="l2")
+        except ValueError as error:
+            assert "'hidden/activity' cannot be set in a TensorFlow 1 graph" in str(error), error
+        else:
+            raise AssertionError("no error")
+        assert model.losses == []
+    """
+    run_python("-c", textwrap.dedent(script))
 
 
 @needs_keras3

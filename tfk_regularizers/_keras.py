@@ -124,12 +124,36 @@ def own_weights(layer: Any) -> list[Any]:
     return [variable for variable in layer.weights if id(variable) not in inner]
 
 
-def regularized_weight(layer: Any, keyword: str) -> list[Any]:
-    """The variables of the weight that `X_regularizer` regularizes, the attribute `X` or `X_kernel`; none without it.
+def keywords(layer: Any) -> set[str]:
+    """The names under which a layer has regularizers, `activity_regularizer` aside.
 
-    An RNN layer has the keyword as a property that reads its cell, and is passed over: the cell is a layer itself.
+    An RNN layer has them as properties that read its cell, and is passed over: the cell is a layer itself.
     """
-    if keyword not in vars(layer) or not keyword.endswith("_regularizer"):
+    return {name for name in (*vars(layer), *(_revived_config(layer) or {})) if name.endswith("_regularizer")}
+
+
+def _revived_config(layer: Any) -> dict[str, Any] | None:
+    """The config of a layer that Keras has revived from a SavedModel, for want of its class; None for any other layer.
+
+    It is all that is known of the constructor, and what the layer is saved with.
+    """
+    return getattr(layer, "_config", {}) if _is_revived(layer) else None
+
+
+def _is_revived(layer: Any) -> bool:
+    """Whether Keras has made a layer from the graphs of a SavedModel: its classes for that have no public name."""
+    return any(cls.__name__ == "RevivedLayer" for cls in type(layer).__mro__)
+
+
+def revived_around(layers: list[Any]) -> dict[int, Any]:
+    """The revived layers, by the ids of all layers inside them and their own: their outputs come of a saved graph."""
+    revived = [layer for layer in layers if _is_revived(layer)]
+    return {id(inner): layer for layer in revived for inner in layer._flatten_layers()}
+
+
+def regularized_weight(layer: Any, keyword: str) -> list[Any]:
+    """The variables of the weight that `X_regularizer` regularizes, the attribute `X` or `X_kernel`, if it has any."""
+    if keyword not in keywords(layer):
         return []
     name = keyword.removesuffix("_regularizer")
     weight = getattr(layer, name, None)
@@ -149,18 +173,29 @@ def weight_losses(layer: Any, model: Any = None) -> list[tuple[Any, Any]]:
     Keras 3 has the regularizer as a public attribute of the variable, and penalizes what is trainable in the model.
     """
     if isinstance(layer, tf_keras.layers.Layer):
-        pairs = [(_regularized_variable(loss), loss) for loss in layer._callable_losses]
+        pairs = [(_regularized_variable(layer, loss), loss) for loss in layer._callable_losses]
         return [(variable, loss) for variable, loss in pairs if variable is not None]
     penalized = {id(variable) for variable in model.trainable_weights if variable.regularizer is not None}
     variables = [variable for variable in own_weights(layer) if id(variable) in penalized]
     return [(variable, functools.partial(variable.regularizer, variable)) for variable in variables]
 
 
-def _regularized_variable(loss: Any) -> Any:
-    """The variable of a loss that `add_weight` made, told by its function; None for a loss of the user's own."""
+def _regularized_variable(layer: Any, loss: Any) -> Any:
+    """The variable of a loss that `add_weight` made, told by its function; None for a loss of the user's own.
+
+    A revived layer has graphs in place of functions. There it is told by the name scope around all that is computed.
+    """
     inner = (getattr(loss, "args", None) or [None])[0]
+    for concrete in getattr(inner, "concrete_functions", ()):
+        computed = [op.name for op in concrete.graph.get_operations() if op.type not in _PLUMBING or "/" in op.name]
+        if computed and all(re.search(r"/Regularizer(_\d+)?/", name) for name in computed):
+            weights = {id(weight) for weight in layer.weights}
+            return next((variable for variable in concrete.variables if id(variable) in weights), None)
     name = getattr(getattr(inner, "func", None), "__qualname__", "")
     return inner.args[0] if name.endswith("_handle_weight_regularization.<locals>._loss_for_variable") else None
+
+
+_PLUMBING = ("Placeholder", "Identity", "NoOp")  # what any function has around what it computes
 
 
 def set_weight_regularizer(
@@ -169,20 +204,21 @@ def set_weight_regularizer(
     """Let a built layer penalize a weight as if constructed so; on such a layer the attribute alone changes nothing."""
     undo.callback(layer._callable_losses.__setitem__, slice(None), list(layer._callable_losses))
     ids = {id(variable) for variable in variables}
-    layer._callable_losses[:] = [loss for loss in layer._callable_losses if id(_regularized_variable(loss)) not in ids]
+    kept = [loss for loss in layer._callable_losses if id(_regularized_variable(layer, loss)) not in ids]
+    layer._callable_losses[:] = kept
     if regularizer is not None:
         for variable in variables:
             layer._handle_weight_regularization(variable.name.split(":")[0], variable, regularizer)
         # The order in which a rebuilt layer has them; what is not a weight's, the user's own, comes last.
         order = {id(variable): position for position, variable in enumerate(layer.weights)}
-        layer._callable_losses.sort(key=lambda loss: order.get(id(_regularized_variable(loss)), len(order)))
+        layer._callable_losses.sort(key=lambda loss: order.get(id(_regularized_variable(layer, loss)), len(order)))
     penalized = [variable for variable, _ in weight_losses(layer) if id(variable) in ids]
     if len(penalized) != (0 if regularizer is None else len(variables)):
         raise RuntimeError(
             f"tfk_regularizers supports {SUPPORTED}. The installed tf-keras {tf_keras.__version__} keeps the penalties "
             "of weights elsewhere."
         )
-    _assign(layer, keyword, regularizer, undo)
+    _assign_regularizer(layer, keyword, regularizer, undo)
 
 
 def takes_activity_regularizer(layer: Any) -> bool:
@@ -190,6 +226,9 @@ def takes_activity_regularizer(layer: Any) -> bool:
 
     All but EinsumDense, which takes it by name and drops it.
     """
+    config = _revived_config(layer)
+    if config is not None:
+        return "activity_regularizer" in config
     if isinstance(layer, tf_keras.layers.EinsumDense):
         return False
     constructors = [vars(cls)["__init__"] for cls in type(layer).__mro__ if "__init__" in vars(cls)]
@@ -206,7 +245,7 @@ def set_activity_regularizer(layer: Any, regularizer: Any, undo: contextlib.Exit
     old = {id(loss) for loss in activity_losses(layer)}
     layer._losses[:] = [loss for loss in layer._losses if id(loss) not in old]
     layer._eager_losses[:] = []
-    _assign(layer, "activity_regularizer", regularizer, undo)
+    _assign_regularizer(layer, "activity_regularizer", regularizer, undo)
 
 
 def activity_losses(layer: Any) -> list[Any]:
@@ -255,17 +294,75 @@ def _direction(layer: Any) -> dict[str, Any]:
     return {key: value for key, value in layer.get_config().items() if key not in ("name", "go_backwards")}
 
 
+def _assign_regularizer(layer: Any, keyword: str, regularizer: Any, undo: contextlib.ExitStack) -> None:
+    """Set the attribute of a layer, and what it would save where that does not come from its attributes.
+
+    The graphs of a revived layer go on reading a variable that was a factor, so it has to stay.
+    """
+    config, old = _revived_config(layer) or {}, getattr(layer, keyword, None)
+    if _is_revived(layer) and old is not None and not hasattr(layer, f"_{keyword}_of_graphs"):
+        _assign(layer, f"_{keyword}_of_graphs", old, undo)
+    _assign(layer, keyword, regularizer, undo)
+    if keyword in config:
+        undo.callback(config.__setitem__, keyword, config[keyword])
+        config[keyword] = tf_keras.saving.serialize_keras_object(regularizer)
+
+
 def _assign(obj: Any, name: str, value: Any, undo: contextlib.ExitStack) -> None:
-    """Set an attribute, and note how to take that back."""
+    """Set an attribute, and note how to take that back.
+
+    What is tracked of an object, and so written to checkpoints and SavedModels, stays tracked when something untracked
+    takes its place. And setting it back would track what the constructor had not.
+    """
+    for tracked in _TRACKED:
+        container = getattr(obj, tracked, None)
+        if container is not None:
+            content = list(container if isinstance(container, list) else container.items())
+            undo.callback(_put_back, obj, tracked, container, content)
     if hasattr(obj, name):
         undo.callback(setattr, obj, name, getattr(obj, name))
     else:
         undo.callback(delattr, obj, name)
+    obj._delete_tracking(_tracked_name(obj, name))
     setattr(obj, name, value)
 
 
+_TRACKED = (
+    "_self_unconditional_checkpoint_dependencies",
+    "_self_unconditional_dependency_names",
+    "_self_unconditional_deferred_dependencies",
+    "_self_tracked_trackables",
+    "_obj_reference_counts_dict",
+)
+
+
+def _put_back(obj: Any, name: str, container: Any, content: list[Any]) -> None:
+    """Let an attribute hold the same list or mapping as before, with the same content."""
+    container.clear()
+    (container.extend if isinstance(container, list) else container.update)(content)
+    object.__setattr__(obj, name, container)
+
+
+def _tracked_name(obj: Any, name: str) -> str:
+    """The name under which the value of an attribute is tracked: the property `activity_regularizer` has another."""
+    return f"_{name}" if isinstance(getattr(type(obj), name, None), property) else name
+
+
+def tracks(layer: Any, keyword: str) -> bool:
+    """Whether checkpoints of a layer hold a regularizer: one that was replaced by hand stays in them."""
+    return layer._lookup_dependency(_tracked_name(layer, keyword)) is not None
+
+
 def forget_traces(model: Any) -> None:
-    """Let a model trace its steps anew: a traced one keeps the losses that it was traced with."""
+    """Let a model trace its steps anew: a traced one keeps the losses that it was traced with.
+
+    A model of TensorFlow 1 makes its steps when they are called, from a sum of losses that `compile` makes.
+    """
+    if hasattr(model, "_compile_weights_loss_and_weighted_metrics"):
+        if getattr(model, "total_loss", None) is not None:
+            model._compile_weights_loss_and_weighted_metrics()
+            model.train_function = model.test_function = None
+        return
     for name in ("train_tf_function", "train_function", "test_function", "predict_function"):
         if getattr(model, name, None) is not None:
             setattr(model, name, None)

@@ -24,7 +24,11 @@ def set_regularizers(model, *, where=None, **regularizers):
     nor does a `tf.function` of your own that was traced already: call this on the model that is trained.
 
     Saving to `.keras`, `.h5` or a SavedModel carries the change for Sequential and Functional models of tf_keras
-    layers; a subclassed model or layer carries what its own `get_config` carries.
+    layers; a subclassed model or layer carries what its own `get_config` carries. What is removed or replaced is gone
+    from SavedModels and checkpoints too, with its variables.
+
+    A layer whose class the program lacks, which Keras revives from the graphs of a SavedModel, has the keywords of its
+    saved config. A variable that was a factor stays in its files, because its graphs read it.
 
     A keyword is the name of the attribute that Keras's layers have, and means the weight that this attribute
     regularizes: a layer that has the attribute without the weight (`kernel_regularizer` of a `DepthwiseConv2D`) is left
@@ -50,9 +54,12 @@ def set_regularizers(model, *, where=None, **regularizers):
     Raises:
         TypeError: If `model` is not a tf_keras model, a Keras 3 one for instance.
         ValueError: If the model or a layer to change is not built, if a keyword matches nothing, if a regularizer
-            fails or gives no scalar on one of its weights, or if the config of a layer cannot hold the choice (the
-            projections of a `MultiHeadAttention` share one regularizer).
-        NotImplementedError: If a regularizer without `get_config` is to be set inside a `Bidirectional`.
+            fails or gives no scalar on one of its weights, if the config of a layer cannot hold the choice (the
+            projections of a `MultiHeadAttention` share one regularizer), or if an output comes of a graph that is not
+            made again (the `activity_regularizer` of a revived layer or inside one; in TensorFlow 1 graphs, where it
+            can be removed alone).
+        NotImplementedError: If a regularizer without `get_config` is to be set inside a `Bidirectional`, or on a
+            revived layer.
 
     After an error the model is exactly as it was.
 
@@ -83,6 +90,7 @@ def set_regularizers(model, *, where=None, **regularizers):
     targets = _chosen_targets(model, nodes, where, regularizers)
     changes = [(target, regularizers[target.keyword]) for target in targets]
     changes = [(target, regularizer) for target, regularizer in changes if _differs(target, regularizer)]
+    _check_outputs(nodes, changes)
     for target, regularizer in changes:
         if regularizer is not None:
             _try(target, regularizer)
@@ -95,10 +103,10 @@ def set_regularizers(model, *, where=None, **regularizers):
         owners = {(id(owner), target.keyword): owner for target, _ in changes for owner in target.owners}
         for (_, keyword), owner in owners.items():
             _keras.update_config_of_owner(owner, keyword, undo)
+        for node in nodes:
+            if isinstance(node.layer, tf_keras.Model):
+                _keras.forget_traces(node.layer)
         undo.pop_all()
-    for node in nodes:
-        if isinstance(node.layer, tf_keras.Model):
-            _keras.forget_traces(node.layer)
     return [path for target, _ in changes for path in target.paths]
 
 
@@ -258,7 +266,7 @@ def _targets(nodes, keyword):
         if keyword == _ACTIVITY:
             if _keras.takes_activity_regularizer(layer):
                 targets.append(_Target(layer, keyword, None, [_join(node.path, "activity")], owners))
-        elif not layer.built and keyword in vars(layer):
+        elif not layer.built and keyword in _keras.keywords(layer):
             raise ValueError(
                 f"The layer {node.path!r} has no weights yet, so its `{keyword}` cannot be set in place. Call the "
                 "model on data first, or leave the layer out by `where`."
@@ -270,12 +278,34 @@ def _targets(nodes, keyword):
 
 def _differs(target, regularizer):
     """Whether there is something to do: all but removing what is not there."""
-    if regularizer is not None or getattr(target.layer, target.keyword) is not None:
+    attribute = getattr(target.layer, target.keyword, None)
+    if regularizer is not None or attribute is not None or _keras.tracks(target.layer, target.keyword):
         return True
     if target.keyword == _ACTIVITY:
         return bool(_keras.activity_losses(target.layer))
     penalized = {id(variable) for variable, _ in _keras.weight_losses(target.layer)}
     return any(id(variable) in penalized for variable in target.weight)
+
+
+def _check_outputs(nodes, changes):
+    """Raise ValueError where the penalty of an output is part of a graph that is not made again."""
+    revived = _keras.revived_around([node.layer for node in nodes])
+    for target, regularizer in changes:
+        if target.keyword != _ACTIVITY:
+            continue
+        refused = f"The `{_ACTIVITY}` of {target.paths[0]!r} cannot be"
+        if id(target.layer) in revived:
+            layer = revived[id(target.layer)]
+            raise ValueError(
+                f"{refused} changed: without the class {type(layer).__name__!r} of the layer {layer.name!r}, Keras has "
+                "revived it from the graphs of a SavedModel. Pass the class to `load_model` in `custom_objects`, or "
+                "leave the layer out by `where`."
+            )
+        if regularizer is not None and not tf.compat.v1.executing_eagerly_outside_functions():
+            raise ValueError(
+                f"{refused} set in a TensorFlow 1 graph, which has the outputs already. Give it to the layer at "
+                "construction."
+            )
 
 
 def _try(target, regularizer):
@@ -308,5 +338,5 @@ def _no_match(model, keyword, where, nodes, chosen):
 
 def _keywords(nodes):
     """All keywords that would change something on one of the layers."""
-    candidates = {name for node in nodes for name in (*vars(node.layer), _ACTIVITY) if name.endswith("_regularizer")}
+    candidates = {_ACTIVITY}.union(*(_keras.keywords(node.layer) for node in nodes))
     return {keyword for keyword in candidates if _targets([node for node in nodes if node.layer.built], keyword)}
