@@ -33,7 +33,10 @@ _EPSILON = 1e-12  # as in tf.math.l2_normalize
 
 def mean_absolute_cosine(x):
     """Mean over the unordered pairs i < j of |⟨x̂ᵢ, x̂ⱼ⟩|, x̂ the L2-normalized rows of the matrix x; 0 without a pair."""
-    cosines = _in_blocks(x) if _execution.may_loop(x) else _by_plain_ops(x)
+    if not _execution.may_loop(x):
+        cosines = _by_plain_ops(x)
+    else:
+        cosines = _in_few_ops(_normalized(x)[0]) if _execution.is_small(x) else _in_blocks(x)
     n = tf.cast(size(x, 0), cosines.dtype)
     return cosines / tf.maximum(n * (n - 1.0), 1.0)
 
@@ -52,6 +55,14 @@ def _by_plain_ops(x):
     gram = tf.matmul(u, tf.transpose(u))
     gram = tf.abs(gram - gram * tf.eye(size(u, 0), dtype=u.dtype))
     return tf.reduce_sum(gram if _execution.under_dtensor() else row_sums(gram))
+
+
+@tf.custom_gradient
+def _in_few_ops(u):
+    """⟨u, S u⟩ by the whole of G, whose number of operations is what a small matrix costs."""
+    gram = _gram(u)
+    value = tf.abs(gram) if tf.executing_eagerly() else row_sums(tf.abs(gram))
+    return tf.reduce_sum(value), lambda dy: 2.0 * dy * tf.matmul(tf.sign(gram), u)
 
 
 def _in_blocks(x):
@@ -155,5 +166,6 @@ def _value(u, count):
 
 
 def _gram(u):
-    """Products of all pairs of rows within each block, zero on the diagonal."""
-    return tf.linalg.set_diag(tf.matmul(u, u, transpose_b=True), tf.zeros([size(u, 0), size(u, 1)], u.dtype))
+    """Products of all pairs of rows, within each block if there are several, zero on the diagonal."""
+    zeros = tf.zeros([size(u, axis) for axis in range(u.shape.rank - 1)], u.dtype)
+    return tf.linalg.set_diag(tf.matmul(u, u, transpose_b=True), zeros)
