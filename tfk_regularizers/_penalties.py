@@ -34,7 +34,12 @@ def row_sums(x):
 
 def absolute_sum(x):
     """Σ|x|, a scalar of `result_dtype(x)`, and 0 the gradient at 0."""
-    return _total(x, tf.abs, _plain_absolute_sum, lambda x, dy: dy * tf.sign(x))
+    return _total(
+        x,
+        in_xla=lambda x: _total_in_xla(tf.abs(x)),
+        plain=_plain_absolute_sum,
+        gradient=lambda x, dy: dy * tf.sign(x),
+    )
 
 
 def half_square_sum(x):
@@ -50,25 +55,23 @@ def half_square_sum(x):
 def elastic_net(x, l1, l2):
     """l1 Σ|x| + l2 Σ|x|², a scalar of `result_dtype(x)`, for numbers l1 and l2 that are not both 0."""
     scale = max(abs(l1), abs(l2))  # applied to the sum: times small elements, small factors would vanish
-    l1, l2 = l1 / scale, l2 / scale
-    total = _total(
+    return _total(
         x,
-        elements=lambda x: l1 * tf.abs(x) + l2 * tf.square(tf.abs(x)),
-        plain=lambda x: l1 * _plain_absolute_sum(x) + (2.0 * l2) * half_square_sum(x),
+        in_xla=lambda x: scale * _total_in_xla(l1 / scale * tf.abs(x) + l2 / scale * tf.square(tf.abs(x))),
+        plain=lambda x: l1 * _plain_absolute_sum(x) + l2 * (2.0 * half_square_sum(x)),
         gradient=lambda x, dy: (dy * l1) * tf.sign(x) + (dy * (2.0 * l2)) * x,
     )
-    return tf.constant(scale, total.dtype) * total
 
 
 def _plain_absolute_sum(x):
     return tf.reduce_sum(tf.abs(x))
 
 
-def _total(x, elements, plain, gradient):
-    """Σ elements(x), the way that `_execution.route` says; `plain` is the same by ops that are quick one by one."""
+def _total(x, in_xla, plain, gradient):
+    """A sum over x, the way that `_execution.route` says; `plain` is the same by ops that are quick one by one."""
     route = _execution.route(x)
     if route == "XLA":
-        return _total_in_xla(elements(wide(x)))
+        return in_xla(wide(x))
     if route == "plain":
         return plain(wide(x))
     fused = route == "fused"
@@ -82,7 +85,7 @@ def _total(x, elements, plain, gradient):
 
         with scope():
             inside = wide(tf.stop_gradient(x))  # an eager tape would also record what happens in here
-            return _total_in_xla(elements(inside)) if fused else plain(inside), by_hand
+            return (in_xla if fused else plain)(inside), by_hand
 
     return value(x)
 
