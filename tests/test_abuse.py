@@ -4,13 +4,18 @@ The examples are drawn by hypothesis, the same at every run; `pytest tests/test_
 counts them. All is called eagerly, where nothing is traced.
 """
 
+import abc
 import contextlib
+import copy
 import dataclasses
 import functools
 import json
 import math
 import pathlib
+import pickle
 import sys
+import tempfile
+import types
 import warnings
 import zipfile
 
@@ -18,6 +23,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from conftest import BUILTIN
 from differentiation import value_and_gradient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -327,6 +333,17 @@ def test_no_number_is_refused_as_a_factor(value, argument):
 
 
 @examples(max_examples=300)
+@given(REALS | NO_REALS | st.lists(NONSENSE, max_size=2), st.sampled_from(ARGUMENTS))
+def test_what_the_constructor_takes_as_a_factor_can_be_set_later_and_nothing_else(value, argument):
+    cls, name = argument
+    constructed, expected = refusal(cls, **{name: value})
+    regularizer = cls()
+    error, _ = refusal(setattr, regularizer, name, value)
+    assert str(error) == str(constructed)
+    assert regularizer.get_config() == (expected or cls()).get_config()
+
+
+@examples(max_examples=300)
 @given(NONSENSE, st.sampled_from(CLASSES[3:]))
 def test_mode_and_sample_size(value, cls):
     if not (isinstance(value, str) and value in ("rows", "columns")):
@@ -358,6 +375,112 @@ def test_what_is_no_tensor(value, cls):
     if error is None:
         assert result.shape == ()
         assert result.dtype.is_floating
+
+
+# Subclasses that work with the built-in
+
+
+def subclasses(module, name):
+    """Classes of a user's own, made of those of tf_keras or of this package, in a global of that name."""
+
+    class PerChannel(module.L2):
+        def __init__(self, l2=(0.1, 0.2, 0.3)):
+            self.l2 = np.asarray(l2, "float32")
+
+        def __call__(self, x):
+            return tf.reduce_sum(self.l2 * tf.reduce_sum(tf.square(x), 0))
+
+    class PerChannelVariable(PerChannel):
+        def __init__(self):
+            self.l2 = tf.Variable([0.1, 0.2, 0.3])
+
+    class Maybe(module.L2):
+        def __init__(self, l2=None):
+            self.l2 = l2
+
+        def __call__(self, x):
+            return tf.zeros([]) if self.l2 is None else super().__call__(x)
+
+    @dataclasses.dataclass(frozen=True)
+    class Frozen(module.L2):
+        l2: float = 0.25
+
+    @dataclasses.dataclass
+    class Data(module.L2):
+        l2: float = 0.25
+        axes: list = dataclasses.field(default_factory=lambda: [0, 1])
+
+    class Slots(module.L2):
+        __slots__ = ("power",)
+
+        def __init__(self, l2=0.25):
+            super().__init__(l2)
+            self.power = 3
+
+    class Property(module.L1):
+        def __init__(self):
+            self.half = 0.25
+
+        @property
+        def l1(self):
+            return tf.constant(2 * self.half)
+
+    class Stateful(module.L2):
+        def __getstate__(self):
+            return {"number": 0.5}
+
+        def __setstate__(self, state):
+            self.l2 = state["number"]
+
+    class Abstract(module.L2, abc.ABC):
+        @tf.function
+        def __call__(self, x):
+            return 2.0 * super().__call__(x)
+
+    class WithoutSuper(module.OrthogonalRegularizer):
+        def __init__(self):
+            self.power = 2
+
+        def __call__(self, x):
+            return tf.reduce_sum(x**self.power)
+
+    local = [PerChannel, PerChannelVariable, Maybe, Frozen, Data, Slots, Property, Stateful, Abstract, WithoutSuper]
+    for cls in local:  # where pickle finds them
+        cls.__qualname__ = f"{name}.{cls.__name__}"
+    return types.SimpleNamespace(**{cls.__name__: cls for cls in local})
+
+
+OF_OURS, OF_BUILTIN = subclasses(tfk, "OF_OURS"), subclasses(BUILTIN, "OF_BUILTIN")
+
+
+@pytest.mark.parametrize("name", vars(OF_OURS))
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda regularizer: pickle.loads(pickle.dumps(regularizer))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_subclass_as_of_the_built_in(name, copied):
+    """What it holds, what a copy of it holds, and the loss and the weights' file of a layer with either."""
+
+    def outcome(cls, folder):
+        found = []
+        for regularizer in (cls(), copied(cls())):
+            layer = tf_keras.layers.Dense(3, kernel_initializer="ones", kernel_regularizer=regularizer)
+            model = tf_keras.Sequential([tf_keras.Input((4,)), layer])
+            names = {*vars(regularizer), *getattr(cls, "__slots__", ())} - {"__module__"}
+            held = {name: np.asarray(getattr(regularizer, name)) for name in names if not name.startswith("_")}
+            model.save_weights(folder, save_format="tf")
+            found.append([float(model.losses[0]), held, tf.train.list_variables(folder)])
+        return found
+
+    with tempfile.TemporaryDirectory() as folder:
+        ours, theirs = (outcome(getattr(of, name), f"{folder}/weights") for of in (OF_OURS, OF_BUILTIN))
+    for (loss, held, weights), (their_loss, their_held, their_weights) in zip(ours, theirs, strict=True):
+        assert loss == pytest.approx(their_loss)
+        assert held.keys() == their_held.keys()
+        for key, value in held.items():
+            assert value.dtype == object or np.allclose(value, their_held[key])
+        assert weights == their_weights
 
 
 # Identifiers and configs
@@ -707,6 +830,18 @@ model = tf_keras.Sequential([tf_keras.layers.Dense(2, kernel_regularizer="l2", k
 model.compile(tf_keras.optimizers.legacy.SGD(0.1), "mse")
 loss = model.fit(np.zeros((4, 3)), np.zeros((4, 2)), epochs=2, verbose=0).history["loss"]
 result["fit"] = difference(loss, np.array([0.06, 0.06 * 0.998**2]))
+
+# A variable as a factor: shown at any time, and written once Keras's session has given it a value.
+variable = tf.Variable(0.125, trainable=False, use_resource=True)
+regularizer = tfk.L2(variable)
+assert repr(regularizer) == "L2(l2=<a variable of shape (), dtype float32, trainable=False>)"
+try:
+    regularizer.get_config()
+except ValueError as error:
+    assert "Expected a variable that is initialized" in str(error)
+tf_keras.backend.set_value(variable, 0.125)
+assert repr(regularizer) == "L2(l2=0.125)"
+result["live"] = difference(regularizer.get_config()["l2"], np.array(0.125))
 print(json.dumps(result))
 """
 
@@ -718,5 +853,5 @@ def test_tensorflow_1_graphs(run_python, before):
     program = f"TESTS = {str(pathlib.Path(__file__).parent)!r}\nIMPORTED_BEFORE = {before}\n{GRAPHS}"
     result = json.loads(run_python("-c", program))
     assert result.pop("eager") is False
-    assert len(result) == 2 * 5 * 2 + 3
+    assert len(result) == 2 * 5 * 2 + 4
     assert {name: difference for name, difference in result.items() if not difference < 1e-6} == {}

@@ -193,6 +193,26 @@ def test_float16_activity(name):
         assert_close(value, case.expected(x, dict.fromkeys(case.live, number))[0], 1e-4)
 
 
+class Own(tf_keras.layers.Layer):
+    """A layer with the factor of its penalties among its weights."""
+
+    def build(self, shape):
+        constant = tf_keras.initializers.Constant(1e-8)  # 0 in float16
+        self.strength = self.add_weight("strength", (), "float32", constant, trainable=False)
+        self.activity_regularizer = tfk.L1(self.strength)
+
+    def call(self, x):
+        self.add_loss(tfk.L2(self.strength)(tf.ones([3], tf.float32)))
+        return x
+
+
+def test_weight_of_a_layer_under_mixed_precision():
+    """Keras reads such a weight as float16 inside the layer."""
+    layer = Own(dtype="mixed_float16")
+    layer(tf.ones((1, 5)))
+    np.testing.assert_allclose(sorted(map(float, layer.losses)), [3e-8, 5e-8], rtol=1e-6)
+
+
 # --- bad variables ----------------------------------------------------------------------------------------------------
 
 BAD = {
@@ -219,6 +239,100 @@ def test_bad_variable(case, bad):
         assert "a scalar floating tf.Variable(..., trainable=False)" in str(caught.value)
         assert f"Received: {name}=<" in str(caught.value)
         assert bad != "trainable" or "dtype float32, trainable=True>" in str(caught.value)
+        regularizer = case.make(lambda _: 0.1)
+        before = regularizer.get_config()
+        with pytest.raises(ValueError, match=f"argument `{name}`") as later:
+            setattr(regularizer, name, variable)
+        assert str(later.value) == str(caught.value)
+        assert regularizer.get_config() == before
+
+
+TENSORS = {
+    "number": (lambda: tf.constant(0.5), 0.5),
+    "int": (lambda: tf.constant(2), 2.0),
+    "vector": (lambda: tf.constant([0.1]), None),
+    "nan": (lambda: tf.constant(np.nan), None),
+    "text": (lambda: tf.constant("0.1"), None),
+    "complex": (lambda: tf.constant(1j), None),
+}
+
+
+@cases
+@pytest.mark.parametrize(("tensor", "number"), TENSORS.values(), ids=TENSORS)
+def test_tensor(case, tensor, number):
+    """A constant that is one finite number is taken as that number, by the constructor and later."""
+
+    def assigned(name):
+        regularizer = case.make(lambda _: 0.1)
+        setattr(regularizer, name, tensor())
+        return regularizer
+
+    def constructed(name):
+        return case.make(lambda other: tensor() if other == name else 0.1)
+
+    for name in case.live:
+        for make in (assigned, constructed):
+            if number is None:
+                with pytest.raises(ValueError, match=f"argument `{name}`. Expected a finite number"):
+                    make(name)
+            else:
+                assert type(getattr(make(name), name)) is float
+                assert make(name).get_config()[name] == number
+
+
+def test_tensor_of_a_traced_function():
+    """It has no number while it is traced, and must not get out of there."""
+    regularizer = tfk.L1(0.5)
+
+    def set_later(factor):
+        regularizer.l1 = factor
+
+    for function in (tfk.L1, set_later):
+        with pytest.raises(ValueError, match=r"argument `l1`\. Expected a finite number"):
+            tf.function(function, autograph=False)(tf.constant(0.5))
+    assert regularizer.l1 == 0.5
+
+
+def saved(file):
+    return lambda model, folder: model.save(folder / file)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "copied",
+    [
+        *map(saved, ("model.keras", "model.h5", "model")),
+        lambda model, _: tf_keras.models.clone_model(model),
+        lambda model, _: copy.deepcopy(model),
+        lambda model, _: pickle.dumps(model),
+        lambda model, _: model.to_json(),
+        lambda model, _: copy.deepcopy(model.layers[0].kernel_regularizer),
+        lambda model, _: pickle.dumps(model.layers[0].kernel_regularizer),
+        lambda model, _: tfk.serialize(model.layers[0].kernel_regularizer),
+    ],
+    ids=[
+        *("keras", "h5", "saved_model", "clone_model", "deepcopy_model", "pickle_model", "json"),
+        *("deepcopy", "pickle", "serialize"),
+    ],
+)
+def test_no_finite_number_is_neither_saved_nor_copied(copied, number, tmp_path):
+    """What could not be opened is not written. Training goes on, and so do checkpoints."""
+    variable = strength()
+    model = tf_keras.Sequential([tf_keras.layers.Dense(2, kernel_regularizer=tfk.L1(variable), input_shape=(3,))])
+    model.compile("sgd", "mse")
+    variable.assign(number)
+    with pytest.raises(ValueError, match=rf"factor `l1` of a regularizer L1 is {number}.*Expected a finite number"):
+        copied(model, tmp_path)
+    # Keras opens an .h5 file before it asks for the config.
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".h5"] == []
+    assert repr(model.layers[0].kernel_regularizer) == f"L1(l1={number})"
+    model.fit(np.ones((2, 3)), np.ones((2, 2)), verbose=0)
+    checkpoint = tf.train.Checkpoint(model=model)
+    path = checkpoint.write(str(tmp_path / "checkpoint"))
+    variable.assign(0.5)
+    copied(model, tmp_path)
+    checkpoint.read(path).assert_consumed()
+    np.testing.assert_equal(float(variable), number)
 
 
 # --- what a regularizer writes of itself ------------------------------------------------------------------------------
@@ -255,6 +369,31 @@ def test_config_and_repr_inside_a_traced_function():
     found = []
     tf.function(lambda: found.extend([regularizer.get_config(), repr(regularizer)]), autograph=False)()
     assert found == [{"l2": 0.25}, "L2(l2=0.25)"]
+
+
+def test_config_and_repr_before_the_variable_has_a_value():
+    """One that is made while a function is traced gets its value when the trace is done."""
+    made, shown = [], []
+
+    def function():
+        if not made:
+            made.append(tfk.L2(strength(lambda: 0.25)))
+            shown.append(repr(made[0]))
+            with pytest.raises(ValueError, match=r"factor `l2` .* cannot be read here.*initialized"):
+                made[0].get_config()
+        return made[0](tf.ones([2]))
+
+    assert float(tf.function(function, autograph=False)()) == 0.5
+    assert shown == ["L2(l2=<a variable of shape (), dtype float32, trainable=False>)"]
+    assert repr(made[0]) == "L2(l2=0.25)"
+
+
+def test_repr_of_what_is_not_there():
+    class Unfinished(tfk.L2):
+        def __init__(self):
+            self.power = 3
+
+    assert repr(Unfinished()) == "Unfinished(power=3)"
 
 
 @cases
@@ -546,6 +685,84 @@ def test_checkpoint_of_a_regularizer(tmp_path):
     variable.assign(3.0)
     checkpoint.read(path).assert_consumed()
     assert float(variable) == 0.5
+
+
+@tf_keras.saving.register_keras_serializable("test_live_factors")
+class Annealed(tfk.L1):
+    """A user's subclass that makes its factor's variable itself."""
+
+    def __init__(self, l1=0.25):
+        super().__init__(strength(l1))
+
+
+@tf_keras.saving.register_keras_serializable("test_live_factors")
+class Counting(tfk.L2):
+    """One that holds a variable of another kind, and reads it."""
+
+    def __init__(self, l2=0.25):
+        super().__init__(l2)
+        self.calls = strength(1.0)
+
+    def __call__(self, x):
+        return super().__call__(x) * self.calls
+
+
+class TestSubclass:
+    @pytest.fixture
+    def model(self):
+        layers = [
+            tf_keras.layers.Dense(2, kernel_regularizer=make(), kernel_initializer="ones")
+            for make in (Annealed, Counting)
+        ]
+        model = tf_keras.Sequential([tf_keras.Input((3,)), *layers])
+        model.compile("sgd", "mse")
+        return model
+
+    @pytest.mark.parametrize("file", ["model.keras", "model.h5", "model"])
+    def test_saved_and_loaded(self, model, file, tmp_path):
+        """In a SavedModel its variables are carried too, and a second one is as good as the first."""
+        annealed, counting = (layer.kernel_regularizer for layer in model.layers)
+        annealed.l1.assign(0.5)
+        if file == "model":
+            counting.calls.assign(3.0)
+        expected = losses(model)
+        for name in (file, f"again_{file}"):
+            model.save(tmp_path / name)
+            model = tf_keras.models.load_model(tmp_path / name, {"Annealed": Annealed, "Counting": Counting})
+            assert losses(model) == expected
+        annealed = model.layers[0].kernel_regularizer
+        annealed.l1.assign(1.0)
+        assert losses(model) == [2 * expected[0], expected[1]]
+
+    def test_saved_model_without_keras(self, model, tmp_path):
+        model.save(tmp_path / "model")
+        loaded = tf.saved_model.load(str(tmp_path / "model"))
+        assert sorted(float(loss()) for loss in loaded.regularization_losses) == sorted(losses(model))
+
+    def test_checkpoint_has_its_factor_alone(self, model, tmp_path):
+        """What else it holds tf_keras would not find either."""
+        checkpoint = tf.train.Checkpoint(model=model)
+        path = checkpoint.write(str(tmp_path / "checkpoint"))
+        names = [name for name, _ in tf.train.list_variables(path) if "regularizer" in name]
+        assert [name.split("/")[-3:-1] for name in names] == [["l1", ".ATTRIBUTES"]]
+        model.layers[0].kernel_regularizer.l1.assign(3.0)
+        checkpoint.read(path).assert_consumed()
+        assert float(model.layers[0].kernel_regularizer.l1) == 0.25
+
+    def test_loaded_number_is_no_more_in_checkpoints(self, tmp_path):
+        layer = tf_keras.layers.Dense(2, kernel_regularizer=tfk.L1(strength()), input_shape=(3,))
+        tf_keras.Sequential([layer]).save(tmp_path / "model", save_format="tf")
+        loaded = tf_keras.models.load_model(tmp_path / "model", compile=False)
+        loaded.save_weights(tmp_path / "weights", save_format="tf")
+        assert not [name for name, _ in tf.train.list_variables(tmp_path / "weights") if "regularizer" in name]
+
+    def test_all_that_a_checkpoint_has_is_restored(self, tmp_path):
+        """Version 0.1 wrote every variable."""
+        written = tf.train.Checkpoint(l2=strength(0.5), calls=strength(7.0)).write(str(tmp_path / "checkpoint"))
+        regularizer = Counting()
+        regularizer.l2 = strength()
+        tf.train.Checkpoint(root=regularizer).read(written).assert_existing_objects_matched()
+        assert (float(regularizer.l2), float(regularizer.calls)) == (0.5, 7.0)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -281,10 +281,17 @@ def test_fewer_than_two_axes_are_refused(x):
         tfk.OrthogonalRegularizer()(x)
 
 
-def test_fewer_than_two_axes_are_refused_where_the_rank_is_known_to_a_call_alone():
-    penalty = tf.function(tfk.OrthogonalRegularizer(), input_signature=[tf.TensorSpec(None, tf.float32)])
-    with pytest.raises(tf.errors.InvalidArgumentError, match="must have rank 2 or more"):
-        penalty(tf.constant([1.0, 2.0]))
+@pytest.mark.parametrize("x", [1.0, [1.0, 2.0]], ids=["rank 0", "rank 1"])
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("mode", ["rows", "columns"])
+@pytest.mark.parametrize("cls", [tfk.OrthogonalRegularizer, tfk.SampledOrthogonalRegularizer])
+def test_fewer_than_two_axes_are_refused_where_the_rank_is_known_to_a_call_alone(cls, mode, jit, x):
+    signature = [tf.TensorSpec(None, tf.float32)]
+    penalty = tf.function(cls(1.0, mode), input_signature=signature, jit_compile=jit)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=rf"Inputs.to.{cls.__name__}.must.have.rank.2.or.more"):
+        penalty(tf.constant(x))
+    assert float(penalty(tf.eye(3))) == 0
+    assert float(penalty(tf.ones([2, 3, 2]))) == pytest.approx(1)
 
 
 def test_orthogonality_of_complex_numbers():

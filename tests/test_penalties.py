@@ -275,15 +275,62 @@ def test_sparse_tensors_are_refused(name):
         PENALTIES[name][0](tfk)(tf.sparse.eye(3))
 
 
-@pytest.mark.parametrize("name", ["l2", "l1_l2", "rows", "columns"])
-def test_ragged_tensors_are_refused(name):
+@pytest.mark.parametrize("name", ["rows", "columns"])
+def test_ragged_tensors_have_no_rows_to_compare(name):
     with pytest.raises(TypeError, match=r"must be dense.*RaggedTensor of dtype float32"):
         PENALTIES[name][0](tfk)(tf.ragged.constant([[1.0], [2.0, 3.0]]))
 
 
-def test_l1_of_a_ragged_tensor(builtin):
-    x = tf.ragged.constant([[1.0], [-2.0, 3.0]])
-    assert float(tfk.L1(0.5)(x)) == float(builtin.L1(0.5)(x)) == 3.0
+@modes
+@pytest.mark.parametrize("name", ["l1", "l2", "l1_l2"])
+def test_a_ragged_tensor_is_summed_over_its_values(name, mode):
+    make, oracle = PENALTIES[name]
+    values = normal((6, 2), "float16")
+
+    def penalty(values):
+        return make(tfk)(tf.RaggedTensor.from_row_lengths(values, [3, 0, 1, 2]))
+
+    value, gradient = run(mode, value_and_gradient(penalty), values)
+    expected_value, expected_gradient = oracle(exact(values))
+    assert value.dtype == tf.float32
+    assert_close(value, expected_value, 2e-6)
+    assert_close(exact(gradient), expected_gradient, 1e-3)
+
+
+# The built-in L2, and L1L2 with an l2, fail there.
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda m: m.L1(0.25), lambda m: m.L1(0), lambda m: m.L1L2(0.25), lambda m: m.L1L2()],
+    ids=["l1", "l1 of 0", "l1_l2 without l2", "l1_l2 of zeros"],
+)
+@pytest.mark.parametrize("number", [-2.0, np.nan])
+def test_ragged_tensors_as_in_the_built_in(builtin, make, mode, number):
+    def outcome(module):
+        def value_and_gradient(values):
+            with tf.GradientTape() as tape:
+                tape.watch(values)
+                value = make(module)(tf.RaggedTensor.from_row_lengths(values, [1, 0, 2]))
+            return value, tape.gradient(value, values, unconnected_gradients="zero")
+
+        return run(mode, value_and_gradient, tf.constant([1.0, number, 3.0]))
+
+    for found, expected in zip(outcome(tfk), outcome(builtin), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "l1_l2", "L1L2"])
+@pytest.mark.filterwarnings("ignore:The identifier 'L1L2' stands for")
+def test_activity_penalty_of_a_ragged_output(name):
+    model = tf_keras.Sequential(
+        [
+            tf_keras.layers.Input((None,), ragged=True, dtype=tf.int64),
+            tf_keras.layers.Embedding(10, 4, embeddings_initializer="ones", activity_regularizer=name),
+        ]
+    )
+    model(tf.ragged.constant([[1, 2], [3]], dtype=tf.int64))
+    terms = {"l1": 1, "l2": 1, "l1_l2": 2, "L1L2": 0}[name]
+    np.testing.assert_allclose(model.losses, [0.01 * terms * 12 / 2], rtol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

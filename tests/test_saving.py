@@ -94,6 +94,40 @@ def load(path):
 FILES = ("model.keras", "model.h5", "model", "model.json", "config.json")
 files = pytest.mark.parametrize("file", FILES)
 
+
+@tf_keras.saving.register_keras_serializable("test_saving")
+class Counting(tf_keras.regularizers.L2):
+    """A user's subclass that holds a variable."""
+
+    def __init__(self, l2=0.25):
+        super().__init__(l2)
+        self.calls = tf.Variable(0.0, trainable=False)
+
+
+def build_subclass():
+    layer = tf_keras.layers.Dense(3, input_shape=(4,), kernel_regularizer=Counting(), kernel_initializer="ones")
+    model = tf_keras.Sequential([layer])
+    model.compile("sgd", "mse")
+    return model
+
+
+def save_subclass(folder):
+    model = build_subclass()
+    for name in ("subclass.keras", "subclass.h5", "subclass"):
+        model.save(folder / name)
+    model.save_weights(folder / "subclass_weights" / "checkpoint", save_format="tf")
+
+
+def open_subclass(folder):
+    """The losses of the model in every file; weights that do not match what there is raise."""
+    status = build_subclass().load_weights(folder / "subclass_weights" / "checkpoint")
+    status.assert_existing_objects_matched()
+    status.assert_consumed()
+    names = ("subclass.keras", "subclass.h5", "subclass")
+    models = [tf_keras.models.load_model(folder / name, custom_objects={"Counting": Counting}) for name in names]
+    return [float(model.losses[0]) for model in models]
+
+
 # A program that never imports the package: it opens what is in one folder and writes its own files into another.
 PLAIN = f"""
 import json, logging, pathlib, sys
@@ -103,11 +137,14 @@ import tf_keras
 
 REGULARIZERS = {REGULARIZERS}
 {"".join(inspect.getsource(f) for f in (build, built_from_keras, describe, save_all, load))}
+{"".join(inspect.getsource(f) for f in (Counting, build_subclass, save_subclass, open_subclass))}
 theirs, own = map(pathlib.Path, sys.argv[1:])
 model = built_from_keras()
 save_all(model, own)
+save_subclass(own)
 built_from_keras().load_weights(theirs / "weights" / "checkpoint").assert_existing_objects_matched().expect_partial()
 report = {{"written": describe(model), "opened": {{file: describe(load(theirs / file)) for file in {FILES}}}}}
+report["subclass"] = open_subclass(theirs)
 assert not any(name.startswith("tfk_regularizers") for name in sys.modules)
 (own / "report.json").write_text(json.dumps(report))
 """
@@ -133,6 +170,7 @@ def ours(tmp_path_factory):
     """A folder with the files of a model that has our regularizers, saved before any use as the plain one is."""
     folder = tmp_path_factory.mktemp("ours")
     save_all(built_from_keras(), folder)
+    save_subclass(folder)
     return folder
 
 
@@ -328,6 +366,12 @@ def test_subclass_of_the_user_is_saved_as_itself(builtin, tmp_path, file):
     loaded = tf_keras.models.load_model(tmp_path / file, custom_objects=objects)
     assert [type(layer.kernel_regularizer) for layer in loaded.layers] == [Stronger, StrongerBuiltIn]
     assert [float(loss) for loss in loaded.losses] == [float(loss) for loss in model.losses]
+
+
+def test_subclass_that_holds_a_variable(ours, plain, report):
+    """What one side has written the other opens, and its own."""
+    assert Counting.__mro__[1] is tfk.L2
+    assert open_subclass(ours) == open_subclass(plain) == report["subclass"] == [3.0] * 3
 
 
 def test_shared_regularizer_is_loaded_wherever_it_was(tmp_path):

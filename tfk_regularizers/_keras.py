@@ -108,6 +108,11 @@ def custom_objects(given: dict[str, Any] | None = None) -> dict[str, Any]:
     return {**(given or {}), **getattr(scoped, "__dict__", {}), **tf_keras.saving.get_custom_objects()}
 
 
+def at_full_precision(variable: Any) -> Any:
+    """What is inside a variable that Keras casts to a half wherever a layer under mixed precision reads it."""
+    return getattr(variable, "_variable", variable) if "AutoCast" in type(variable).__name__ else variable
+
+
 MODEL_BASES: tuple[type, ...] = (tf_keras.Model,)
 if KERAS3 is not None:
     MODEL_BASES += (KERAS3.Model,)

@@ -7,11 +7,16 @@ import warnings
 
 import numpy as np
 import tensorflow as tf
+import tf_keras
 
 from tfk_regularizers import _execution, _keras, _orthogonality, _penalties, _sampling
 
+# How a SavedModel names a variable that a regularizer holds. A loader sets what it finds as an attribute of that name:
+# under the name of the factor, it would put a variable in the place of the config's number.
+_SAVED = "_self_live_"
 
-class Penalty(*_keras.REGULARIZER_BASES, tf.__internal__.tracking.AutoTrackable):  # type: ignore[misc]
+
+class Penalty(*_keras.REGULARIZER_BASES, tf.__internal__.tracking.Trackable):  # type: ignore[misc]
     """What the regularizers share: a `Regularizer` of tf_keras and of whichever Keras `tf.keras` is.
 
     It is trackable, so that checkpoints and SavedModels find a variable that serves as a factor, and so lightly that
@@ -21,36 +26,93 @@ class Penalty(*_keras.REGULARIZER_BASES, tf.__internal__.tracking.AutoTrackable)
     _factors: tuple[str, ...] = ()
 
     def __repr__(self):
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
-        return f"{type(self).__name__}({arguments})"
+        """Never fails, for it is what errors and logs show: what cannot be read is shown as it is."""
+        try:
+            arguments = {name: repr(value) for name, value in self.get_config().items()}
+        except Exception:
+            arguments = {name: _readable(value) for name, value in vars(self).items() if not name.startswith("_")}
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in arguments.items())})"
 
     def __setattr__(self, name, value):
-        """Keep factors valid, and track variables alone: lists and dicts of a subclass stay what they are."""
-        if name in self._factors and not tf.is_tensor(value) and not hasattr(value, "assign"):
-            value = _finite(name, value)
-        if isinstance(value, tf.Variable):
-            super().__setattr__(name, value)
-        else:
-            object.__setattr__(self, name, value)
+        """Keep factors valid. What a subclass with a `__call__` of its own keeps in them is its own affair."""
+        if name in self._factors and getattr(type(self).__call__, "__module__", None) == __name__:
+            value = _factor(name, value)
+        super().__setattr__(name, value)
+        if isinstance(value, tf.Variable):  # restored already, if a checkpoint has been waiting for it
+            self._handle_deferred_dependencies(name, value)
 
     def _trackable_children(self, save_type="checkpoint", **kwargs):
-        """In a SavedModel under names of no attribute: a loader assigns the children, and the config's number stays."""
-        children = super()._trackable_children(save_type, **kwargs)
-        if save_type == "savedmodel":
-            children = {f"_self_live_{name}": child for name, child in children.items()}
-        return children
+        """The live factors; in a SavedModel all variables, for what was traced may read any of them.
 
-    def __getstate__(self):
-        """For pickle and deepcopy: the attributes, and of a factor that is a variable its current value."""
-        state = {name: value for name, value in vars(self).items() if not name.startswith("_self_")}
-        live = {name for name in self._factors if isinstance(state.get(name), tf.Variable)}
-        return {name: _current(value) if name in live else value for name, value in state.items()}
+        A checkpoint has no more, because the weights that tf_keras itself writes for a subclass have no variables of
+        its regularizers, and would not match.
+        """
+        children = dict(super()._trackable_children(save_type, **kwargs))
+        if save_type != "savedmodel":
+            return children | self._live()
+        for name in self._live():
+            self._number(name)  # or the SavedModel would be half written when its config is asked for
+        held = {name: value for name, value in vars(self).items() if isinstance(value, tf.Variable)}
+        loaded = {name: value for name, value in held.items() if name.startswith(_SAVED)}
+        return children | loaded | {_SAVED + name: value for name, value in held.items() if name not in loaded}
+
+    def _lookup_dependency(self, name, *args, **kwargs):
+        """Any variable by its name here or in a SavedModel: to restore it where the file has it."""
+        for attribute in (name.removeprefix(_SAVED), name):
+            if isinstance(vars(self).get(attribute), tf.Variable):
+                return vars(self)[attribute]
+        return super()._lookup_dependency(name, *args, **kwargs)
+
+    def _maybe_initialize_trackable(self):
+        """Past a `__setattr__` that refuses, as that of a frozen dataclass."""
+        if "_self_update_uid" not in vars(self):
+            blank = tf.__internal__.tracking.Trackable()
+            blank._maybe_initialize_trackable()
+            vars(self).update(vars(blank))
+
+    def __reduce_ex__(self, protocol):
+        """For pickle and deepcopy: without what TensorFlow notes here, and with the number of a live factor."""
+        reduced = super().__reduce_ex__(protocol)
+        if not isinstance(reduced, tuple) or len(reduced) < 3:
+            return reduced
+        state, slots = reduced[2] if isinstance(reduced[2], tuple) else (reduced[2], None)
+        if not isinstance(state, dict):
+            return reduced
+        state = {name: value for name, value in state.items() if not name.startswith("_self_")}
+        state |= {name: self._number(name) for name, value in self._live().items() if state.get(name) is value}
+        return (*reduced[:2], state if slots is None else (state, slots), *reduced[3:])
+
+    def _live(self):
+        """The variables that serve as factors. Others under these names are a subclass's own affair."""
+        return {name: vars(self)[name] for name in self._factors if _may_be_live(vars(self).get(name))}
+
+    def _number(self, name):
+        """A factor as the number that files and copies carry: one that opens again."""
+        factor = getattr(self, name)
+        try:
+            number = _current(factor)
+        except Exception as error:
+            if not isinstance(factor, tf.Variable):
+                raise
+            raise ValueError(
+                f"The factor `{name}` of a regularizer {type(self).__name__} is a variable, and a copy or a file "
+                f"carries the number that it holds, which cannot be read here: {type(error).__name__}. Expected a "
+                f"variable that is initialized. Received: {name}={shown(factor)}"
+            ) from error
+        if not math.isfinite(number):
+            raise ValueError(
+                f"The factor `{name}` of a regularizer {type(self).__name__} is {number}, and a copy or a file that "
+                f"carries it could not be opened. Expected a finite number: assign one first, or keep the weights "
+                f"alone, by `save_weights` or `tf.train.Checkpoint`. Received: {name}={shown(factor)}"
+            )
+        return number
 
 
 class L1(Penalty):
     """Pulls weights to exactly zero: adds `l1 * sum(abs(x))` to the loss.
 
-    Formula: `l1 * Σ|x|` over all elements of a tensor of any shape. Gradient: `l1 * sign(x)`, 0 at 0.
+    Formula: `l1 * Σ|x|` over all elements of a tensor of any shape, ragged ones included. Gradient: `l1 * sign(x)`, 0
+    at 0.
 
     May be passed to a layer as the string `"l1"`, which means `L1(l1=0.01)`.
 
@@ -62,13 +124,15 @@ class L1(Penalty):
             each call; a step that is traced already keeps the number that it was traced with. Or a scalar floating
             `tf.Variable(..., trainable=False)`, which is read at each call inside traced and compiled functions too:
             `assign` takes effect at the next step. What files, `clone_model`, `deepcopy` and the copies inside a
-            `Bidirectional` carry is its current value; `tf.train.Checkpoint` restores the variable. As an activity
-            regularizer, assign it (`layer.activity_regularizer = L1(variable)`): Keras does not track what the
-            constructor is given, so SavedModels and checkpoints would not find the variable.
+            `Bidirectional` carry is its current value, which has to be finite then; `tf.train.Checkpoint` restores the
+            variable. As an activity regularizer, assign it (`layer.activity_regularizer = L1(variable)`): Keras does
+            not track what the constructor is given, so SavedModels and checkpoints would not find the variable. What
+            is set later is checked as the constructor checks it, but in a subclass with a `__call__` of its own, which
+            may keep there what it likes.
         **kwargs: `l`, the name that `l1` had in old versions of Keras.
 
     Raises:
-        ValueError: If `l1` is not a finite number.
+        ValueError: If `l1` is not a finite number; when saved or copied, if it is a variable that holds none.
         TypeError: If there is another keyword argument; when called, if x is not of a floating or complex dtype.
 
     >>> L1(0.5)
@@ -87,12 +151,10 @@ class L1(Penalty):
         self.l1 = _factor("l1", 0.01 if l1 is None else l1)
 
     def __call__(self, x):
-        if isinstance(x, tf.RaggedTensor):
-            x = x.flat_values
-        return _scaled(self.l1, _penalties.absolute_sum(_tensor("L1", x)))
+        return _scaled(self.l1, _penalties.absolute_sum(_elements("L1", x)))
 
     def get_config(self):
-        return {"l1": _current(self.l1)}
+        return {"l1": self._number("l1")}
 
 
 class L2(Penalty):
@@ -102,8 +164,8 @@ class L2(Penalty):
 
     May be passed to a layer as the string `"l2"`, which means `L2(l2=0.01)`.
 
-    Differs from tf_keras: the factor stays a Python float, complex tensors work, float16 and bfloat16 are summed in
-    float32 and give a float32 result, and large sums keep their digits under XLA.
+    Differs from tf_keras: the factor stays a Python float, complex and ragged tensors work, float16 and bfloat16 are
+    summed in float32 and give a float32 result, and large sums keep their digits under XLA.
 
     Args:
         l2: A finite number, the factor of the penalty; `None` means the default. Defaults to 0.01. Mutable, and read at
@@ -130,7 +192,7 @@ class L2(Penalty):
         self.l2 = _factor("l2", 0.01 if l2 is None else l2)
 
     def __call__(self, x):
-        return _scaled(self.l2, _penalties.half_square_sum(_tensor("L2", x)), times=2.0)
+        return _scaled(self.l2, _penalties.half_square_sum(_elements("L2", x)), times=2.0)
 
     @classmethod
     def from_weight_decay(cls, decay):
@@ -167,7 +229,7 @@ class L2(Penalty):
         return cls(_finite("decay", decay) / 2)
 
     def get_config(self):
-        return {"l2": _current(self.l2)}
+        return {"l2": self._number("l2")}
 
 
 class L1L2(Penalty):
@@ -206,7 +268,7 @@ class L1L2(Penalty):
         self.l2 = _factor("l2", 0.0 if l2 is None else l2)
 
     def __call__(self, x):
-        x = _tensor("L1L2", x)
+        x = _elements("L1L2", x)
         if _is_zero(self.l1) and _is_zero(self.l2):
             return tf.zeros([], _penalties.result_dtype(x))
         if _is_zero(self.l1):
@@ -219,7 +281,7 @@ class L1L2(Penalty):
         return _penalties.elastic_net(x, float(self.l1), float(self.l2))
 
     def get_config(self):
-        return {"l1": _current(self.l1), "l2": _current(self.l2)}
+        return {"l1": self._number("l1"), "l2": self._number("l2")}
 
 
 class OrthogonalRegularizer(Penalty):
@@ -292,7 +354,7 @@ class OrthogonalRegularizer(Penalty):
         return _scaled(self.factor, _orthogonality.mean_absolute_cosine(x))
 
     def get_config(self):
-        return {"factor": _current(self.factor), "mode": self.mode}
+        return {"factor": self._number("factor"), "mode": self.mode}
 
 
 class SampledOrthogonalRegularizer(Penalty):
@@ -347,7 +409,7 @@ class SampledOrthogonalRegularizer(Penalty):
         return _scaled(self.factor, _orthogonality.mean_absolute_cosine(sample))
 
     def get_config(self):
-        return {"factor": _current(self.factor), "mode": self.mode, "sample_size": self.sample_size}
+        return {"factor": self._number("factor"), "mode": self.mode, "sample_size": self.sample_size}
 
 
 def l1_l2(l1=0.01, l2=0.01):
@@ -427,10 +489,15 @@ def _factor(argument, value):
     """The value as a Python float; or as it is, if it is a variable to be read at each call."""
     if not hasattr(value, "assign"):
         return _finite(argument, value)
-    if not isinstance(value, tf.Variable) or value.shape != () or not value.dtype.is_floating or value.trainable:
+    if not _may_be_live(value):
         expected = "a finite number, or a scalar floating tf.Variable(..., trainable=False)"
         raise invalid(argument, expected, value)
     return value
+
+
+def _may_be_live(value):
+    """Whether the value is a variable of the kind that serves as a factor."""
+    return isinstance(value, tf.Variable) and value.shape == () and value.dtype.is_floating and not value.trainable
 
 
 def _current(factor):
@@ -438,7 +505,17 @@ def _current(factor):
     if not isinstance(factor, tf.Variable):
         return float(factor)
     with tf.init_scope():  # the number that it has while a function is traced
-        return float(factor.numpy())
+        if tf.executing_eagerly():
+            return float(factor.numpy())
+    return float(tf_keras.backend.get_value(factor))  # of a graph of TensorFlow 1
+
+
+def _readable(value):
+    """What a repr shows of an attribute when it cannot show the config."""
+    try:
+        return repr(_current(value)) if isinstance(value, tf.Variable) else shown(value)
+    except Exception:
+        return shown(value)
 
 
 def _is_zero(factor):
@@ -449,8 +526,14 @@ def _scaled(factor, value, times=1.0):
     """times * factor * value in the dtype of the value."""
     if isinstance(factor, (int, float)) and abs(times * factor) <= float(value.dtype.max):
         return tf.constant(times * factor, value.dtype) * value
+    factor = _keras.at_full_precision(factor)
     factor = tf.cast(factor, value.dtype) if tf.is_tensor(factor) else tf.constant(factor, value.dtype)
     return factor * (times * value)
+
+
+def _elements(name, x):
+    """x as a tensor to sum over, of any shape: of a ragged one its values."""
+    return _tensor(name, x.flat_values if isinstance(x, tf.RaggedTensor) else x)
 
 
 def _tensor(name, x):
@@ -497,10 +580,14 @@ def _matrix(name, x):
         raise ValueError(f"Inputs to {name} must have rank 2 or more. Received: inputs.shape == {x.shape}")
     if rank == 2:
         return x
-    if rank is None:
-        tf.debugging.assert_rank_at_least(x, 2, f"Inputs to {name} must have rank 2 or more.")
     if x.shape.is_fully_defined():
         *sizes, last = x.shape.as_list()
         return tf.reshape(x, [math.prod(sizes), last])
-    shape = tf.shape(x)
-    return tf.reshape(x, [tf.reduce_prod(shape[:-1]), shape[-1]])
+    message = f"Inputs to {name} must have rank 2 or more."
+    checks = [tf.debugging.assert_rank_at_least(x, 2, message)] if rank is None else []
+    with tf.control_dependencies(checks):
+        shape = tf.shape(x)
+    # XLA leaves assertions out. It stops at the axis that is not there, and shows the name of what asked for it.
+    with tf.name_scope(message.rstrip(".").replace(" ", "_")):
+        rows = shape[-2]
+    return tf.reshape(x, [tf.reduce_prod(shape[:-2]) * rows, shape[-1]])
