@@ -44,7 +44,7 @@ def noted(function, name=None):
     return call
 
 def force_tiles_and_compilation():
-    _execution.block_rows = lambda x, share: 3
+    _execution.SMALL_UP_TO, _execution.block_rows = 0, lambda x, share: 3
     _orthogonality._product = noted(_orthogonality._product, "tiled")
     _execution.FUSED_IN_GRAPH_FROM = 1
     _execution.route = noted(_execution.route)

@@ -35,6 +35,7 @@ def tiled(rows):
 
     def penalty(x):
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_execution, "SMALL_UP_TO", 0)
             if rows is not None:
                 patch.setattr(_execution, "block_rows", lambda x, share: rows)
                 patch.setattr(_execution, "block_multiple", lambda x: 1)
