@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import functools
 import io
 import pickle
 import textwrap
@@ -314,7 +315,8 @@ def test_evaluate():
     assert list(logs) == ["loss", "data_loss", "penalty", "mae"]
     assert state(model) == before
     values = model.evaluate(X_VAL, Y_VAL, BATCH, verbose=0, callbacks=[PenaltyLogger()])
-    assert values == list(logs.values())
+    names = [*model.metrics_names, "data_loss", "penalty"]
+    assert values == [logs[name] for name in names]
     np.testing.assert_allclose(logs["penalty"], float(tf.add_n(model.losses)), rtol=1e-6)
     np.testing.assert_allclose(logs["data_loss"], np.mean((model.predict(X_VAL, verbose=0) - Y_VAL) ** 2), rtol=1e-5)
     model.predict(X_VAL, verbose=0, callbacks=[PenaltyLogger()])
@@ -578,7 +580,7 @@ def step(penalties=True, compiled=True, results=True):
             else:
                 loss = tf.reduce_mean((y - y_pred) ** 2)
         self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
-        return {metric.name: metric.result() for metric in self.metrics} if results else {"loss": loss}
+        return {metric.name: metric.result() for metric in self.metrics} if results else loss
 
     return run
 
@@ -606,7 +608,7 @@ def test_own_step_through_the_compiled_loss(run):
     [
         ({"compiled": False}, "computes its loss without them"),
         ({"penalties": False}, "gives `self.compiled_loss` no `regularization_losses`"),
-        ({"results": False}, "does not return 'data_loss' and 'penalty'"),
+        ({"results": False}, "does not return a dict"),
     ],
     ids=["compiled_loss", "penalties", "results"],
 )
@@ -621,14 +623,25 @@ def test_own_step_past_the_compiled_loss(name, leaves_out, says, run_eagerly):
         np.testing.assert_array_equal(model.get_weights()[0], weights[0])
 
 
-def test_metrics_property_that_hides_the_loss():
+@pytest.mark.parametrize("hides", ["metrics", "results"])
+def test_own_step_that_logs_something_else(hides):
     class Hiding(Subclassed):
-        metrics = ()
+        if hides == "metrics":
+            metrics = ()
 
+        def train_step(self, data):
+            super().train_step(data)
+            return {} if hides == "metrics" else {"steps": tf.constant(1.0)}
+
+    tf_keras.utils.set_random_seed(1)
     model = Hiding()
-    model.compile("sgd", "mse")
-    with pytest.raises(ValueError, match="does not return"):
-        fit(model, [PenaltyLogger()])
+    model.build([None, 3])
+    model.compile(tf_keras.optimizers.SGD(0.01), "mse")
+    history = fit(model, [PenaltyLogger()])
+    assert list(history) == ["data_loss", "penalty"] + ["steps"] * (hides == "results")
+    expected = by_hand(subclassed(), rate=0.01)
+    for name in ("data_loss", "penalty"):
+        np.testing.assert_allclose(history[name], expected[name], rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["metric", "output"])
@@ -706,14 +719,89 @@ def test_mirrored(run_python):
     assert "same" in run_python("-c", textwrap.dedent(program), TF_CPP_MIN_LOG_LEVEL="3")
 
 
-@pytest.mark.usefixtures("restored")
-def test_unregister_takes_the_wrapper_off():
-    wrapped = tf_keras.Model.fit, tf_keras.Model.evaluate
-    unregister()
-    assert tf_keras.Model.fit is wrapped[0].__wrapped__
-    assert tf_keras.Model.evaluate is wrapped[1].__wrapped__
+class Patch:
+    """A patch of `Model.fit`, as experiment trackers put it on and take it off."""
+
+    def __init__(self):
+        self.calls, self.before = 0, tf_keras.Model.fit
+        tf_keras.Model.fit = functools.wraps(self.before)(
+            lambda model, *args, **kwargs: self.fit(model, *args, **kwargs)
+        )
+
+    def fit(self, *args, **kwargs):
+        self.calls += 1
+        return self.before(*args, **kwargs)
+
+    def take_off(self):
+        tf_keras.Model.fit = self.before
+
+
+def test_models_methods_are_not_touched():
+    assert tf_keras.Model.fit.__module__ == tf_keras.Model.evaluate.__module__ == tf_keras.Model.__module__
     register()
-    assert tf_keras.Model.fit.__wrapped__ is wrapped[0].__wrapped__
+    assert tf_keras.Model.fit.__wrapped__.__code__.co_filename.endswith("training.py")
+
+
+def test_others_patch_fit():
+    """Before, in between and after, and whatever they put back."""
+    expected = fit(build(), [PenaltyLogger()])
+    first = Patch()
+    assert fit(build(), [PenaltyLogger()]) == expected
+    second = Patch()
+    assert fit(build(), [PenaltyLogger()]) == expected
+    first.take_off()  # and with it the second, as it happens
+    assert fit(build(), [PenaltyLogger()]) == expected
+    second.take_off()
+    assert fit(build(), [PenaltyLogger()]) == expected
+    first.take_off()
+    assert (first.calls, second.calls) == (3, 1)
+
+
+@pytest.mark.usefixtures("restored")
+def test_without_registration():
+    unregister()
+    assert set(fit(build(), [PenaltyLogger()])) == {"loss", "data_loss", "penalty", "mae"}
+
+
+def test_two_of_them_and_one_list_for_several_calls():
+    expected = fit(build(), [PenaltyLogger()], validation_data=(X_VAL, Y_VAL))
+    assert fit(build(), [PenaltyLogger(), PenaltyLogger()], validation_data=(X_VAL, Y_VAL)) == expected
+    model = build()
+    callbacks = tf_keras.callbacks.CallbackList([PenaltyLogger()], add_history=True, model=model)
+    for compiled_again in (False, True, False):
+        if compiled_again:
+            model.compile(tf_keras.optimizers.SGD(RATE), "mae")
+        fit(model, callbacks, validation_data=(X_VAL, Y_VAL))
+        logs = model.evaluate(X_VAL, Y_VAL, verbose=0, callbacks=callbacks, return_dict=True)
+        assert logs["penalty"] == model.history.history["val_penalty"][-1]
+        np.testing.assert_allclose(logs["data_loss"] + logs["penalty"], logs["loss"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("trains", [True, False], ids=["fit", "evaluate"])
+def test_undone_where_no_hook_is_called_any_more(trains):
+    """Keras looks at validation data between two hooks; what comes next is as if nothing had been there."""
+    model, plain = build(L2(0.1)), build(L2(0.1))
+    for subject, callbacks in [(model, [PenaltyLogger()]), (plain, [])]:
+        with pytest.raises(ValueError, match="cardinality"):
+            if trains:
+                fit(subject, callbacks, validation_data=(X_VAL, Y_VAL[:2]))
+            else:
+                fit(subject, validation_data=(X_VAL, Y_VAL))
+                subject.evaluate(X_VAL, Y_VAL[:2], verbose=0, callbacks=callbacks)
+    assert model.evaluate(X_VAL, Y_VAL, verbose=0) == plain.evaluate(X_VAL, Y_VAL, verbose=0)
+    assert set(vars(model)) == set(vars(plain))
+    assert model.train_function is not None
+    assert fit(model, validation_data=(X_VAL, Y_VAL)) == fit(plain, validation_data=(X_VAL, Y_VAL))
+
+
+def test_hooks_find_the_step_that_runs():
+    """TensorBoard draws it."""
+    model, traces = build(), []
+    look = Calls("on_train_batch_end", lambda: traces.append(model.train_tf_function.experimental_get_tracing_count()))
+    fit(model, [look, PenaltyLogger()], epochs=1)
+    assert traces
+    assert min(traces) > 0
+    assert model.train_tf_function.experimental_get_tracing_count() == 0
 
 
 @pytest.mark.parametrize("inside", ["evaluate", "set_regularizers"])

@@ -1,8 +1,7 @@
 """What acts during training: showing the penalty apart from the data loss."""
 
-import contextlib
 import functools
-import inspect
+from collections.abc import Mapping
 
 import tensorflow as tf
 import tf_keras
@@ -23,26 +22,23 @@ class PenaltyLogger(tf_keras.callbacks.Callback):
     and what `add_loss` was given. `data_loss` is what the compiled loss gives without it. Both are computed in the
     training step, before its update, and averaged over the batches as Keras averages `loss`, by their sizes; so
     `data_loss` is right in all its digits even where the penalty is a million times larger. Per-output losses stay as
-    they are.
+    they are. `evaluate` with this callback returns the two behind what `model.metrics_names` names.
 
-    For the time of a `fit`, or of an `evaluate` with this callback, `model.compiled_loss` is replaced by an object that
-    computes the same loss. Afterwards, also after an exception or Ctrl-C, everything is as it was. Training is the
-    same, `model.weights` never changes, and no file saved meanwhile holds the two means. If another callback calls
-    `model.evaluate` by itself, it gets what it would get without this one.
+    The model is never changed but while one of its steps runs: other callbacks see it, save it and evaluate it as
+    without this one, and so does whoever comes after a `fit` that failed. Training is the same.
 
-    Cost: some operations on scalars in each step, 15 µs on two CPU cores; and a retrace, of the training and the test
-    step when a `fit` begins and of what is called after it. (A factor that is a number, and was changed since the step
-    was traced last, takes effect then.)
+    Cost: some operations on scalars in each step, 15 µs on two CPU cores; and a trace of the training and the test
+    step in each `fit`. (A factor that is a number, and was changed since the step was traced last, takes effect then.)
 
     For tf_keras only, inside its `Model.fit` and `Model.evaluate`. A model with a `train_step` of its own may use it if
-    the step calls `self.compute_loss` or `self.compiled_loss` and returns the results of `self.metrics`.
+    the step calls `self.compute_loss` or `self.compiled_loss` and returns a dict.
 
     Raises:
         TypeError: When training begins, if the model is none of tf_keras (a Keras 3 model, for one).
         ValueError: When the first step is traced, before it has changed a weight (with `run_eagerly`, after the first
             step), if a `train_step` or `test_step` bypasses the compiled loss, does not give it the penalties or does
-            not return `self.metrics`; or if the model has a metric or a per-output loss of one of the two names.
-        RuntimeError: If the training loop is none of `Model.fit` and `Model.evaluate`.
+            not return a dict; or if the model has a metric or a per-output loss of one of the two names.
+        RuntimeError: If the training loop is none of `Model.fit` and `Model.evaluate`, or one of TensorFlow 1 graphs.
 
     >>> layer = tf_keras.layers.Dense(1, kernel_initializer="ones", kernel_regularizer=tf_keras.regularizers.L2(0.5))
     >>> model = tf_keras.Sequential([layer])
@@ -52,6 +48,10 @@ class PenaltyLogger(tf_keras.callbacks.Callback):
     {'loss': [5.0], 'data_loss': [4.0], 'penalty': [1.0]}
     """
 
+    def __init__(self):
+        super().__init__()
+        self._supports_tf_logs = True  # or Keras would fetch the logs of each step for its sake
+
     def set_model(self, model):
         if not isinstance(model, tf_keras.Model):
             raise TypeError(
@@ -59,6 +59,9 @@ class PenaltyLogger(tf_keras.callbacks.Callback):
                 f"{type(model).__module__}.{type(model).__qualname__}"
             )
         super().set_model(model)
+        callbacks = _keras.calling(self)
+        if callbacks is not None and not hasattr(callbacks, _Split.ATTRIBUTE):
+            _Split(model, callbacks)
 
     def on_train_begin(self, logs=None):
         self._check_loop()
@@ -67,156 +70,177 @@ class PenaltyLogger(tf_keras.callbacks.Callback):
         self._check_loop()
 
     def _check_loop(self):
-        if not isinstance(self.model.compiled_loss, _SplitLoss):
-            raise RuntimeError(
-                "PenaltyLogger works inside `Model.fit` and `Model.evaluate`, while tfk_regularizers is registered. "
-                "Received: a call from another loop, or from a `fit` that was looked up before. In a loop of your "
-                "own, `tf.add_n(model.losses)` is the penalty."
+        if not tf.compat.v1.executing_eagerly_outside_functions():
+            received = (
+                "a TensorFlow 1 graph, as after `tf.compat.v1.disable_eager_execution()`, whose steps it cannot see"
             )
+        elif not _keras.is_in_loop() or not hasattr(_keras.calling(self), _Split.ATTRIBUTE):
+            received = "a call from another loop"
+        else:
+            return
+        raise RuntimeError(
+            f"PenaltyLogger works inside `Model.fit` and `Model.evaluate` of tf_keras. Received: {received}. In a loop "
+            "of your own, `tf.add_n(model.losses)` is the penalty."
+        )
 
 
-_wrapped: dict = {}  # what stood in the place of each of our methods, by name: (original, ours)
+class _Split:
+    """Splits the loss of one `fit` or `evaluate`.
 
-
-def install():
-    """Let each `Model.fit` and `Model.evaluate` split its loss if a PenaltyLogger is among its callbacks.
-
-    A callback cannot undo anything when a fit fails: `on_train_end` is not called then, and nothing that Keras runs on
-    the way out can be reached from a callback. Only a frame around the call always has the last word. It has to be
-    there before the first PenaltyLogger: `model.fit(x, y, callbacks=[PenaltyLogger()])` looks `fit` up before that.
+    All of it hangs on the list of callbacks that this call has made for itself, and that ends with it, however it ends.
+    Each hook of the list goes through here. On the model something else stands in the place of a step only from just
+    before it is called, and takes itself away.
     """
-    for name in ("fit", "evaluate"):
-        if name not in _wrapped:
-            original = getattr(tf_keras.Model, name)
-            _wrapped[name] = original, _inside(original, _split_if_asked)
-            setattr(tf_keras.Model, name, _wrapped[name][1])
+
+    ATTRIBUTE = "_tfk_split"  # of the list
+
+    def __init__(self, model, callbacks):
+        setattr(callbacks, self.ATTRIBUTE, self)
+        self._train, self._test = _Parts(model, "train"), _Parts(model, "test")
+        for name in [name for name in vars(_Split) if name.startswith("on_")]:
+            setattr(callbacks, name, functools.partial(getattr(self, name), getattr(callbacks, name)))
+        for callback in callbacks.callbacks:
+            if hasattr(callback, "stateful_metrics"):  # of progress bars: what is a mean already
+                callback.stateful_metrics = {*(callback.stateful_metrics or ()), *NAMES}
+
+    def on_epoch_begin(self, call, epoch, logs=None):
+        self._train.reset()
+        call(epoch, logs)
+
+    def on_train_batch_begin(self, call, batch, logs=None):
+        call(batch, logs)
+        self._train.stand_in_once()
+
+    def on_train_batch_end(self, call, batch, logs=None):
+        with self._train.shown():
+            call(batch, self._train.added(logs))
+
+    def on_epoch_end(self, call, epoch, logs=None):
+        self._train.add_means(logs)
+        call(epoch, logs)
+
+    def on_test_begin(self, call, logs=None):
+        self._test.reset()
+        call(logs)
+        _keras.let_evaluation_call(self._test.function())
+
+    def on_test_batch_end(self, call, batch, logs=None):
+        call(batch, self._test.added(logs))
+
+    def on_test_end(self, call, logs=None):
+        self._test.add_means(logs)
+        call(logs)
 
 
-def uninstall():
-    """Undo `install`; a method that somebody has wrapped once more stays wrapped."""
-    for name, (original, ours) in list(_wrapped.items()):
-        if getattr(tf_keras.Model, name) is ours:
-            setattr(tf_keras.Model, name, original)
-            del _wrapped[name]
+class _Parts:
+    """The two parts of the loss, in the steps of one kind: "train" or "test"."""
 
+    def __init__(self, model, kind):
+        self._model, self._kind, self._step = model, kind, f"{kind}_step"
+        self._means = self._plain = self._function = self._traced = self._last = None
+        self._called = False
 
-def _inside(method, around):
-    signature = inspect.signature(method)
+    def reset(self):
+        """Begin the two means anew."""
+        if self._means is None:
+            with self._model.distribute_strategy.scope():
+                self._means = [tf_keras.metrics.Mean(name) for name in NAMES]
+        for mean in self._means:
+            mean.reset_state()
+        self._called = False
 
-    @functools.wraps(method)
-    def inside(model, *args, **kwargs):
-        call = functools.partial(method, model, *args, **kwargs)
-        try:
-            callbacks = signature.bind(model, *args, **kwargs).arguments.get("callbacks")
-        except TypeError:
-            return call()  # which says better what is wrong
-        return around(call, model, tf.nest.flatten(getattr(callbacks, "callbacks", callbacks)))
+    def function(self):
+        """A function in the place of the model's own for these steps: one of its own as long as that is the same."""
+        plain = _keras.step_function(self._model, self._kind)
+        if plain is not self._plain:
+            self._function, self._traced = _keras.another_step_function(self._model, self._kind)
+            self._plain = plain
+        return self._call
 
-    return inside
+    def stand_in_once(self):
+        """Let the next step of the model be the one that `function` gives."""
+        own, name, function = vars(self._model), f"{self._kind}_function", self.function()
 
+        def once(iterator):
+            own[name] = self._plain
+            return function(iterator)
 
-def _split_if_asked(call, model, callbacks):
-    """Call a `fit` or an `evaluate`, with the loss split for that time if a PenaltyLogger is among its callbacks."""
-    asked = any(isinstance(callback, PenaltyLogger) for callback in callbacks)
-    loss = getattr(model, "compiled_loss", None)
-    if isinstance(loss, _SplitLoss):  # within a fit: its own evaluation, or one that another callback makes for itself
-        return call() if asked else loss.without_parts(call())
-    if not asked or loss is None:
-        return call()
-    with _loss_split(model):
-        return call()
+        own[name] = once
 
+    def shown(self):
+        """For the time of a hook, let the model have the traced function that runs: TensorBoard draws it."""
+        return _keras.in_place(self._model, **({} if self._traced is None else {"train_tf_function": self._traced}))
 
-@contextlib.contextmanager
-def _loss_split(model):
-    """Let a model report the two parts of its loss beside it."""
-    split = _SplitLoss(model)
-    with contextlib.ExitStack() as stack:
-        stack.callback(_keras.forget_traces, model)  # what is traced meanwhile goes through the _SplitLoss
-        stack.enter_context(_set_for_now(model, "compiled_loss", split))
-        for name in ("train_step", "test_step"):
-            stack.enter_context(_set_for_now(model, name, _checked(getattr(model, name), name, model, split)))
-        _keras.forget_traces(model)
-        yield
+    def added(self, logs):
+        """The logs of a step, with both parts behind the loss."""
+        return logs if self._last is None or not isinstance(logs, Mapping) else _with_parts(logs, self._last)
 
+    def add_means(self, logs):
+        """Add both parts to the logs of an epoch, which Keras hands on to others afterwards."""
+        if logs is None or not self._called:
+            return
+        parts = _with_parts(logs, {mean.name: float(mean.result()) for mean in self._means})
+        logs.clear()
+        logs.update(parts)
 
-@contextlib.contextmanager
-def _set_for_now(model, name, value):
-    """Set an attribute of a model, and put back what was, unless somebody has set it again meanwhile (`compile`)."""
-    before = vars(model).get(name)  # None for a method, which is the class's
-    setattr(model, name, value)
-    try:
-        yield
-    finally:
-        if vars(model).get(name) is value:
-            if before is None:
-                delattr(model, name)
-            else:
-                setattr(model, name, before)
+    def _call(self, iterator):
+        loss, step = _SplitLoss(self._model.compiled_loss, self._means), getattr(self._model, self._step)
+        self._called, self._last = True, None
+        checked = functools.partial(self._checked, step, loss)
+        with _keras.in_place(self._model, **{"compiled_loss": loss, self._step: checked}):
+            logs = self._function(iterator)
+        if isinstance(logs, Mapping):  # of a cluster's workers nothing is known yet
+            self._last = {name: logs[name] for name in NAMES if name in logs}
+            logs = {name: value for name, value in logs.items() if name not in NAMES}
+        return logs
 
-
-def _checked(step, name, model, split):
-    """The train_step or test_step, checked when it is traced: the step has not run then, and no weight has changed."""
-
-    def checked(data):
-        calls, penalized = split.calls, split.penalized
+    def _checked(self, step, loss, data):
+        """A train_step or test_step, checked when it is traced: it has not run then, and no weight has changed."""
+        model, calls, penalized = self._model, loss.calls, loss.penalized
         logs = step(data)
-        if split.calls == calls:
-            raise _bypassed(model, f"a `{name}` that computes its loss without them")
-        if split.penalized == penalized and model.losses:
-            raise _bypassed(model, f"a `{name}` that gives `self.compiled_loss` no `regularization_losses`")
-        if not set(NAMES) <= set(logs):
-            raise _bypassed(model, f"a `{name}` that does not return 'data_loss' and 'penalty' with its metrics")
-        taken = [label for label in NAMES if model.metrics_names.count(label) > 1]
+        if loss.calls == calls:
+            raise _bypassed(model, f"a `{self._step}` that computes its loss without them")
+        if loss.penalized == penalized and model.losses:
+            raise _bypassed(model, f"a `{self._step}` that gives `self.compiled_loss` no `regularization_losses`")
+        if not isinstance(logs, Mapping):
+            raise _bypassed(model, f"a `{self._step}` that does not return a dict")
+        taken = [name for name in NAMES if name in logs]
         if taken:
             raise ValueError(
                 f"PenaltyLogger cannot log {' and '.join(map(repr, taken))}: model {model.name!r} has a metric, or an "
                 "output whose loss is logged, under that name."
             )
-        return logs
+        if _keras.is_on_cluster(model):
+            return logs
+        return _with_parts(logs, {mean.name: mean.result() for mean in self._means})
 
-    return checked
+
+def _with_parts(logs, parts):
+    """The logs with both parts of the loss behind it."""
+    loss = {name: value for name, value in logs.items() if name == "loss"}
+    return {**loss, **parts, **{name: value for name, value in logs.items() if name != "loss"}}
 
 
 def _bypassed(model, received):
     return ValueError(
         f"PenaltyLogger cannot tell data loss and penalty of model {model.name!r} apart. Its steps must take their "
         "loss from `self.compute_loss(x, y, y_pred, sample_weight)` or from `self.compiled_loss(y, y_pred, "
-        "sample_weight, regularization_losses=self.losses)`, and return all `self.metrics`, as those of Keras do. "
-        f"Received: a {type(model).__name__} with {received}"
+        "sample_weight, regularization_losses=self.losses)`, and return a dict, as those of Keras do. Received: a "
+        f"{type(model).__name__} with {received}"
     )
 
 
 class _SplitLoss:
-    """Stands in for the compiled loss of a model: the same loss, and a mean for each of its two parts.
+    """Stands in for the compiled loss of a model: the same loss, which is noted in a mean for each of its two parts.
 
     What is not defined here is the original's.
     """
 
-    def __init__(self, model):
-        self._original, self._model, self.calls, self.penalized = model.compiled_loss, model, 0, 0
-        with model.distribute_strategy.scope():
-            self._means = [tf_keras.metrics.Mean(name) for name in NAMES]
-        self._shown = [_Shown(mean) for mean in self._means]
+    def __init__(self, original, means):
+        self._original, self._means, self.calls, self.penalized = original, means, 0, 0
 
     def __getattr__(self, name):
         return getattr(self._original, name)
-
-    @property
-    def metrics(self):
-        """The original's, which begin with `loss`, and the two after that; none before the first step, as there."""
-        metrics = self._original.metrics
-        return [*metrics[:1], *self._shown, *metrics[1:]] if metrics else []
-
-    def without_parts(self, result):
-        """What `evaluate` has returned, as it would be without the two."""
-        if isinstance(result, dict):
-            return {name: value for name, value in result.items() if name not in NAMES}
-        names = self._model.metrics_names
-        if not isinstance(result, list) or len(result) != len(names):
-            return result
-        kept = [value for name, value in zip(names, result, strict=True) if name not in NAMES]
-        return kept if len(kept) > 1 else kept[0]
 
     def __call__(self, y_true, y_pred, sample_weight=None, regularization_losses=None):
         self.calls += 1
@@ -233,14 +257,3 @@ class _SplitLoss:
         # Every replica adds the whole penalty, and their gradients are summed.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         return tf.add_n(_keras.common_dtype([loss, penalty / replicas]))
-
-
-class _Shown:
-    """A mean among `model.metrics` that is no `Metric`: Keras would write one into every file saved meanwhile."""
-
-    def __init__(self, mean):
-        self.name, self.result = mean.name, mean.result
-        self.reset_state = self.reset_states = mean.reset_state
-
-    def update_state(self, *args, **kwargs):
-        """Do nothing: a train_step may give its predictions to all metrics but `loss`."""

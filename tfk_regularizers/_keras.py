@@ -6,7 +6,8 @@ import functools
 import inspect
 import re
 import sys
-from types import ModuleType
+from collections.abc import Iterator
+from types import FrameType, ModuleType
 from typing import Any
 
 import tensorflow as tf
@@ -373,6 +374,78 @@ def forget_traces(model: Any) -> None:
             setattr(model, name, None)
             if name != "train_tf_function":  # made at once: a `fit` that is running calls the attribute again
                 setattr(model, name, getattr(model, f"make_{name}")())
+
+
+def calling(callback: Any) -> Any:
+    """The list of callbacks that calls one of them now, if any: a callback is not handed it."""
+    for frame in _frames():
+        holder = frame.f_locals.get("self")
+        if isinstance(holder, tf_keras.callbacks.CallbackList) and any(one is callback for one in holder.callbacks):
+            return holder
+    return None
+
+
+def is_in_loop() -> bool:
+    """Whether this is called in `fit` or `evaluate` of Keras, whoever has wrapped them."""
+    return any(_is_in(frame, "fit") or _is_in(frame, "evaluate") for frame in _frames())
+
+
+def let_evaluation_call(function: Any) -> None:
+    """Let the evaluation that calls a hook call another function than the model's, for this one time."""
+    frame = next((frame for frame in _frames() if _is_in(frame, "evaluate")), None)
+    runner = frame.f_locals.get("test_function_runner") if frame is not None else None
+    if type(runner).__name__ == "_TestFunction":  # not one for shards of the data on the workers of a cluster
+        runner._function = function  # type: ignore[union-attr]
+
+
+def _frames() -> Iterator[FrameType]:
+    frame = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back  # type: ignore[assignment]
+
+
+def _is_in(frame: FrameType, method: str) -> bool:
+    return frame.f_code.co_name == method and frame.f_globals.get("__name__") == tf_keras.Model.__module__
+
+
+def step_function(model: Any, kind: str) -> Any:
+    """The function of a model for its "train" or "test" steps, which Keras makes where it has none."""
+    if getattr(model, f"{kind}_function") is None:
+        setattr(model, f"{kind}_function", getattr(model, f"make_{kind}_function")())
+    return getattr(model, f"{kind}_function")
+
+
+def another_step_function(model: Any, kind: str) -> tuple[Any, Any]:
+    """One more function for the steps, not traced yet, and what TensorFlow traces of it, as far as Keras tells."""
+    names = [name for name in (f"{kind}_function", f"{kind}_tf_function") if hasattr(model, name)]
+    before = {name: getattr(model, name) for name in names}
+    try:
+        for name in names:
+            setattr(model, name, None)
+        return getattr(model, f"make_{kind}_function")(), getattr(model, f"{kind}_tf_function", None)
+    finally:
+        for name, value in before.items():
+            setattr(model, name, value)
+
+
+@contextlib.contextmanager
+def in_place(model: Any, **attributes: Any) -> Iterator[None]:
+    """Let a model have other attributes for a time, past its tracking of what is set."""
+    own = vars(model)
+    before = {name: own[name] for name in attributes if name in own}
+    own.update(attributes)
+    try:
+        yield
+    finally:
+        for name in attributes:
+            own.pop(name, None)
+        own.update(before)
+
+
+def is_on_cluster(model: Any) -> bool:
+    """Whether the steps of a model run on the workers of a parameter server strategy, which hand out nothing at once."""
+    return bool(model.distribute_strategy._should_use_with_coordinator)
 
 
 def call_recorded(loss: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> tuple[Any, Any, Any]:

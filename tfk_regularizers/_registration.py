@@ -4,7 +4,7 @@ import threading
 
 import tf_keras
 
-from tfk_regularizers import _callbacks, _keras
+from tfk_regularizers import _keras
 from tfk_regularizers._identifiers import IDENTIFIERS, deserialize, get, serialize
 from tfk_regularizers._regularizers import (
     L1,
@@ -36,8 +36,7 @@ def register():
 
     Afterwards the eight strings, configs and saved files give this package's classes, and `tf_keras.regularizers` (and
     `tf.keras.regularizers` under `TF_USE_LEGACY_KERAS=1`) holds them. What is saved stays a plain Keras file.
-    `tf_keras.Model.fit` and `evaluate` are wrapped, to serve a `PenaltyLogger` among their callbacks. In Keras 3 the
-    classes are registered as custom objects, and the string `"l1_l2"` is added; nothing else changes.
+    In Keras 3 the classes are registered as custom objects, and the string `"l1_l2"` is added; nothing else changes.
 
     It may be called any number of times, from any thread. A class that was taken out of `tf_keras.regularizers` before,
     by `from tf_keras.regularizers import L2`, stays the built-in one.
@@ -65,7 +64,6 @@ def register():
             for cls in _NEW_CLASSES:
                 tf_keras.saving.register_keras_serializable(PACKAGE)(cls)
             _register_in_keras3()
-            _callbacks.install()
             _check()
         except BaseException as error:
             unregister()
@@ -101,7 +99,6 @@ def unregister():
             _keras.forget_custom_object(tf_keras, cls, _registered_name(cls))
             if _keras.KERAS3 is not None:
                 _keras.forget_custom_object(_keras.KERAS3, cls, _registered_name(cls))
-        _callbacks.uninstall()
         table = _keras.keras3_identifiers()
         if table is not None and table.get("l1_l2") is _DefaultL1L2:
             del table["l1_l2"]
