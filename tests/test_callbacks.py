@@ -724,13 +724,13 @@ class Patch:
 
     def __init__(self):
         self.calls, self.before = 0, tf_keras.Model.fit
-        tf_keras.Model.fit = functools.wraps(self.before)(
-            lambda model, *args, **kwargs: self.fit(model, *args, **kwargs)
-        )
 
-    def fit(self, *args, **kwargs):
-        self.calls += 1
-        return self.before(*args, **kwargs)
+        @functools.wraps(self.before)
+        def fit(*args, **kwargs):
+            self.calls += 1
+            return self.before(*args, **kwargs)
+
+        tf_keras.Model.fit = fit
 
     def take_off(self):
         tf_keras.Model.fit = self.before
@@ -782,12 +782,13 @@ def test_undone_where_no_hook_is_called_any_more(trains):
     """Keras looks at validation data between two hooks; what comes next is as if nothing had been there."""
     model, plain = build(L2(0.1)), build(L2(0.1))
     for subject, callbacks in [(model, [PenaltyLogger()]), (plain, [])]:
+        if trains:
+            call = functools.partial(fit, subject, callbacks, validation_data=(X_VAL, Y_VAL[:2]))
+        else:
+            fit(subject, validation_data=(X_VAL, Y_VAL))
+            call = functools.partial(subject.evaluate, X_VAL, Y_VAL[:2], verbose=0, callbacks=callbacks)
         with pytest.raises(ValueError, match="cardinality"):
-            if trains:
-                fit(subject, callbacks, validation_data=(X_VAL, Y_VAL[:2]))
-            else:
-                fit(subject, validation_data=(X_VAL, Y_VAL))
-                subject.evaluate(X_VAL, Y_VAL[:2], verbose=0, callbacks=callbacks)
+            call()
     assert model.evaluate(X_VAL, Y_VAL, verbose=0) == plain.evaluate(X_VAL, Y_VAL, verbose=0)
     assert set(vars(model)) == set(vars(plain))
     assert model.train_function is not None

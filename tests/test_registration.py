@@ -461,6 +461,84 @@ def test_where_tf_keras_is_the_keras_of_tensorflow(legacy):
     assert legacy["names that are ours after unregister"] == []
 
 
+KERAS_3_BESIDE_IT = """
+import sys
+
+import tfk_regularizers as tfk
+
+assert ("keras" in sys.modules) == (len(sys.argv) > 2)
+import keras
+import numpy as np
+
+path = sys.argv[1]
+for regularizer in ("l1_l2", tfk.L2(0.5), tfk.OrthogonalRegularizer(0.5), tfk.SampledOrthogonalRegularizer(0.5)):
+    layer = keras.layers.Dense(3, kernel_initializer="ones", kernel_regularizer=regularizer)
+    model = keras.Sequential([keras.layers.Input((4,)), layer])
+    model.compile("sgd", "mse")
+    penalty = sum(tfk.penalties(model).values())
+    assert float(penalty) == float(sum(model.losses)) > 0
+    model.fit(np.ones((2, 4)), np.ones((2, 3)), verbose=0)
+    model.save(path)
+    loaded = keras.saving.load_model(path).layers[0].kernel_regularizer
+    assert type(loaded) is type(tfk.get(regularizer))
+    assert isinstance(loaded, keras.regularizers.Regularizer)
+tfk.unregister()
+assert "l1_l2" not in vars(sys.modules[keras.regularizers.get.__module__])["ALL_OBJECTS_DICT"]
+assert not any(name.startswith("tfk_regularizers") for name in keras.saving.get_custom_objects())
+print("as elsewhere")
+"""
+
+
+@pytest.mark.parametrize("first", ["tfk_regularizers", "keras"])
+def test_keras_3_beside_tf_keras_as_the_keras_of_tensorflow(run_python, first, tmp_path):
+    pytest.importorskip("keras", minversion="3.0")
+    program = KERAS_3_BESIDE_IT if first == "tfk_regularizers" else f"import keras\n{KERAS_3_BESIDE_IT}"
+    arguments = [str(tmp_path / "model.keras"), *(["keras"] if first == "keras" else [])]
+    assert "as elsewhere" in run_python("-c", program, *arguments, TF_USE_LEGACY_KERAS="1", TF_CPP_MIN_LOG_LEVEL="3")
+
+
+PICKLE_WHAT_WAS_HELD = """
+import pickle, sys
+
+import tf_keras
+from tf_keras.regularizers import L1, L2, L1L2, OrthogonalRegularizer, l1_l2, get
+
+import tfk_regularizers as tfk
+
+class Own(L2):
+    pass
+
+held = [L1(0.5), L2(0.5), L1L2(0.5, 0.25), OrthogonalRegularizer(0.5, "columns"), L1, l1_l2, get, Own(0.5)]
+for _ in range(2):
+    again = pickle.loads(pickle.dumps(held))
+    for one, other in zip(held, again):
+        assert type(one) is type(other)
+        assert one is other if callable(one) and not hasattr(one, "get_config") else True
+    assert [one.get_config() for one in again[:4]] == [one.get_config() for one in held[:4]]
+    with open(sys.argv[1], "wb") as file:
+        pickle.dump([*held[:6], tfk.L1], file)
+    tfk.unregister()
+    assert L1 is tf_keras.regularizers.L1
+    assert L1.__module__ == get.__module__ == tf_keras.regularizers.Regularizer.__module__
+    pickle.loads(pickle.dumps(held))
+    tfk.register()
+"""
+
+
+@pytest.mark.parametrize("imports", [[], ["import tfk_regularizers"]], ids=["without", "with"])
+def test_built_in_held_from_before_the_import_is_pickled(run_python, imports, tmp_path):
+    run_python("-c", PICKLE_WHAT_WAS_HELD, tmp_path / "held", TF_CPP_MIN_LOG_LEVEL="3")
+    program = [
+        *imports,
+        "import pickle, sys",
+        "held = pickle.load(open(sys.argv[1], 'rb'))",
+        "print(held[3].get_config())",
+    ]
+    program.append("print([type(one).__module__.split('.')[0] for one in held[:4]])")
+    printed = run_python("-c", "\n".join(program), tmp_path / "held", TF_CPP_MIN_LOG_LEVEL="3")
+    assert printed.splitlines() == ["{'factor': 0.5, 'mode': 'columns'}", str(["tf_keras"] * 4)]
+
+
 def test_import_is_silent_before_any_other(run_python):
     assert run_python("-W", "error", "-c", "import tfk_regularizers, tf_keras; print(tf_keras.regularizers.L2())") == (
         "L2(l2=0.01)\n"

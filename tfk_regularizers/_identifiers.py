@@ -93,7 +93,7 @@ def serialize(regularizer, use_legacy_format=False):
     """
     if regularizer is None:
         return None
-    if not isinstance(regularizer, _keras.REGULARIZER_BASES):
+    if not isinstance(regularizer, _keras.regularizer_bases()):
         warnings.warn(
             "`regularizers.serialize()` is for objects of type `Regularizer`. Received an object of type "
             f"{type(regularizer).__name__}, which may be serialized improperly.",
@@ -159,7 +159,7 @@ def deserialize(config, custom_objects=None, use_legacy_format=False):
 
 def _is_class(value):
     """Whether the value is a class of regularizers instead of one of them."""
-    return inspect.isclass(value) and issubclass(value, _keras.REGULARIZER_BASES)
+    return inspect.isclass(value) and issubclass(value, _keras.regularizer_bases())
 
 
 def _parse(config):

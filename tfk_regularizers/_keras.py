@@ -3,10 +3,11 @@
 import contextlib
 import copy
 import functools
+import importlib
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -20,18 +21,29 @@ SUPPORTED = "tf-keras 2.16 to 2.21"
 SOURCE: ModuleType = sys.modules[tf_keras.regularizers.Regularizer.__module__]
 
 
-def _keras3() -> ModuleType | None:
-    """Keras 3 where `tf.keras` is Keras 3, None where it is tf_keras or absent."""
-    with contextlib.suppress(ImportError, AttributeError):
-        if tf.keras.regularizers.Regularizer is not tf_keras.regularizers.Regularizer:
-            return sys.modules["keras"]
-    return None
+with contextlib.suppress(ImportError, AttributeError):
+    tf.keras.regularizers  # noqa: B018  # loads whichever Keras it is
 
 
-KERAS3 = _keras3()
-REGULARIZER_BASES: tuple[type, ...] = (tf_keras.regularizers.Regularizer,)
-if KERAS3 is not None:
-    REGULARIZER_BASES += (KERAS3.regularizers.Regularizer,)
+def keras3() -> ModuleType | None:
+    """Keras 3, where the program has it: as `tf.keras`, or beside it under TF_USE_LEGACY_KERAS=1; None before that."""
+    keras = sys.modules.get("keras")
+    loaded = all(hasattr(keras, name) for name in ("regularizers", "saving", "Model"))
+    return keras if loaded and not str(getattr(keras, "__version__", "")).startswith("2.") else None
+
+
+def when_keras3_is_imported(function: Callable[[], Any]) -> None:
+    """Call a function once Keras 3 is imported, at once if it is. Without wrapt, which TensorFlow needs, never."""
+    with contextlib.suppress(ImportError):
+        from wrapt import register_post_import_hook
+
+        register_post_import_hook(lambda _: function(), "keras")
+
+
+def regularizer_bases() -> tuple[type, ...]:
+    """The base classes of regularizers: tf_keras's, and that of Keras 3."""
+    keras = keras3()
+    return (tf_keras.regularizers.Regularizer, *([keras.regularizers.Regularizer] if keras else []))
 
 
 def other_backend(x: Any) -> str | None:
@@ -65,6 +77,25 @@ def export_like(new: Any, old: Any) -> None:
     SOURCE.keras_export(*old._keras_api_names, v1=old._keras_api_names_v1)(new)
 
 
+def keep_importable(builtin: Any) -> None:
+    """Let pickle find what is about to be replaced, and is held elsewhere: it looks for it by name, in any process.
+
+    The module of the public names has a second name, and as a module of that name it keeps what it imports now.
+    """
+    builtin.__module__ = importlib.import_module(_SECOND_NAME).__name__
+    vars(tf_keras.regularizers).pop("__init__", None)  # none of its names
+
+
+def forget_importable(builtins: Iterable[Any]) -> None:
+    """Undo `keep_importable`."""
+    for builtin in builtins:
+        builtin.__module__ = SOURCE.__name__
+    sys.modules.pop(_SECOND_NAME, None)
+
+
+_SECOND_NAME = "tf_keras.regularizers.__init__"
+
+
 def forget_export(obj: Any) -> None:
     """Take the canonical names from `obj` again."""
     for attribute in ("_keras_api_names", "_keras_api_names_v1"):
@@ -85,9 +116,8 @@ def replace_everywhere(pairs: list[tuple[Any, Any]]) -> None:
 
 def keras3_identifiers() -> dict[str, Any] | None:
     """The table from which Keras 3 resolves strings, None where there is none."""
-    if KERAS3 is None:
-        return None
-    return getattr(sys.modules[KERAS3.regularizers.get.__module__], "ALL_OBJECTS_DICT", None)
+    keras = keras3()
+    return getattr(sys.modules[keras.regularizers.get.__module__], "ALL_OBJECTS_DICT", None) if keras else None
 
 
 def forget_custom_object(keras: ModuleType, cls: type, name: str) -> None:
@@ -114,9 +144,10 @@ def at_full_precision(variable: Any) -> Any:
     return getattr(variable, "_variable", variable) if "AutoCast" in type(variable).__name__ else variable
 
 
-MODEL_BASES: tuple[type, ...] = (tf_keras.Model,)
-if KERAS3 is not None:
-    MODEL_BASES += (KERAS3.Model,)
+def model_bases() -> tuple[type, ...]:
+    """The classes of models: tf_keras's, and that of Keras 3."""
+    keras = keras3()
+    return (tf_keras.Model, *([keras.Model] if keras else []))
 
 
 def sublayers(layer: Any) -> list[Any]:
@@ -444,7 +475,7 @@ def in_place(model: Any, **attributes: Any) -> Iterator[None]:
 
 
 def is_on_cluster(model: Any) -> bool:
-    """Whether the steps of a model run on the workers of a parameter server strategy, which hand out nothing at once."""
+    """Whether workers of a parameter server strategy run the steps of a model: what they give is not known at once."""
     return bool(model.distribute_strategy._should_use_with_coordinator)
 
 

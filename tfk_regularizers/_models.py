@@ -160,7 +160,7 @@ def penalties(model):
     >>> {path: round(float(value), 6) for path, value in penalties(model).items()}
     {'block1/dense/kernel': 0.06}
     """
-    _check_model(model, _keras.MODEL_BASES, "`penalties` is for models of tf_keras or Keras 3")
+    _check_model(model, _keras.model_bases(), "`penalties` is for models of tf_keras or Keras 3")
     values = {}
     for node in _nodes(model):
         losses = _keras.weight_losses(node.layer, model)
@@ -205,7 +205,7 @@ def _nodes(model):
 
     def visit(parent):
         owners = parent.owners
-        if not isinstance(parent.layer, _keras.MODEL_BASES):
+        if not isinstance(parent.layer, _keras.model_bases()):
             owners = {**owners, id(parent.layer): parent.layer}
         for layer in _keras.sublayers(parent.layer):
             known = nodes.get(id(layer))

@@ -1,5 +1,6 @@
 """Putting this package's regularizers in the place of the built-in ones, and back."""
 
+import functools
 import threading
 
 import tf_keras
@@ -11,6 +12,7 @@ from tfk_regularizers._regularizers import (
     L1L2,
     L2,
     OrthogonalRegularizer,
+    Penalty,
     SampledOrthogonalRegularizer,
     l1_l2,
 )
@@ -56,6 +58,7 @@ def register():
                 builtin = getattr(_keras.SOURCE, name)
                 if builtin is not ours:
                     _keras.export_like(ours, builtin)
+                    _keras.keep_importable(builtin)
                     _replaced[name] = builtin
             _keras.replace_everywhere([(builtin, _OURS[name]) for name, builtin in _replaced.items()])
             for cls in _CLASSES:
@@ -64,6 +67,7 @@ def register():
             for cls in _NEW_CLASSES:
                 tf_keras.saving.register_keras_serializable(PACKAGE)(cls)
             _register_in_keras3()
+            _watch_for_keras3()
             _check()
         except BaseException as error:
             unregister()
@@ -92,13 +96,14 @@ def unregister():
         for builtin in _replaced.values():
             _keras.export_like(builtin, builtin)
         _keras.replace_everywhere([(_OURS[name], builtin) for name, builtin in _replaced.items()])
+        _keras.forget_importable(_replaced.values())
         for name in _replaced:
             _keras.forget_export(_OURS[name])
         _replaced.clear()
         for cls in (*_CLASSES, *_NEW_CLASSES):
             _keras.forget_custom_object(tf_keras, cls, _registered_name(cls))
-            if _keras.KERAS3 is not None:
-                _keras.forget_custom_object(_keras.KERAS3, cls, _registered_name(cls))
+            if _keras.keras3():
+                _keras.forget_custom_object(_keras.keras3(), cls, _registered_name(cls))
         table = _keras.keras3_identifiers()
         if table is not None and table.get("l1_l2") is _DefaultL1L2:
             del table["l1_l2"]
@@ -109,13 +114,26 @@ def _registered_name(cls):
 
 
 def _register_in_keras3():
-    if _keras.KERAS3 is None:
+    keras = _keras.keras3()
+    if keras is None:
         return
+    if not issubclass(Penalty, keras.regularizers.Regularizer):  # as it came after this package
+        Penalty.__bases__ = (*_keras.regularizer_bases(), *Penalty.__bases__[1:])
     for cls in (*_CLASSES, *_NEW_CLASSES):
-        _keras.KERAS3.saving.register_keras_serializable(PACKAGE)(cls)
+        keras.saving.register_keras_serializable(PACKAGE)(cls)
     table = _keras.keras3_identifiers()
     if table is not None:
         table.setdefault("l1_l2", _DefaultL1L2)
+
+
+@functools.cache  # once in a process
+def _watch_for_keras3():
+    def register_if_registered():
+        with _lock:
+            if _replaced:
+                _register_in_keras3()
+
+    _keras.when_keras3_is_imported(register_if_registered)
 
 
 def _check():

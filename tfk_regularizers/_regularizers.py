@@ -16,7 +16,7 @@ from tfk_regularizers import _execution, _keras, _orthogonality, _penalties, _sa
 _SAVED = "_self_live_"
 
 
-class Penalty(*_keras.REGULARIZER_BASES, tf.__internal__.tracking.Trackable):  # type: ignore[misc]
+class Penalty(*_keras.regularizer_bases(), tf.__internal__.tracking.Trackable):  # type: ignore[misc]
     """What the regularizers share: a `Regularizer` of tf_keras and of whichever Keras `tf.keras` is.
 
     It is trackable, so that checkpoints and SavedModels find a variable that serves as a factor, and so lightly that
