@@ -2,7 +2,7 @@
 
     python .ci/orthogonality.py                                   on this machine: the shapes that decided
     python .ci/orthogonality.py 1536x1536 --what product          one of your own: the Hessian times a vector
-    python .ci/orthogonality.py --blocks most=1024,whole=2048     with other blocks than `_execution` has
+    python .ci/orthogonality.py --blocks most=1024,whole=2048     with other blocks than `execution` has
     python .ci/orthogonality.py --export FOLDER                   programs for the compilers of a GPU and a TPU
 
 Times are medians of rounds in which the two take turns; the ratio is the median of the rounds' ratios. Memory is the
@@ -22,7 +22,7 @@ import benchmark  # takes the built-in regularizers before the package replaces 
 import numpy as np
 import tensorflow as tf
 
-from tfk_regularizers import _execution
+from tfk_regularizers._penalties import execution
 
 SHAPES = (
     "1024x256 1100x4000 2048x2048 4096x4096 2048x8192 8192x1024 1100x20000 4096x512 512x4608 8192x64 16384x256 65536x64"
@@ -118,8 +118,8 @@ def main():
     arguments = parser.parse_args()
     shapes = [tuple(map(int, shape.split("x"))) for shape in arguments.shapes]
     fields = dict(field.split("=") for field in arguments.blocks.split(",") if field)
-    chosen = {name: type(getattr(_execution.ON_CPU, name))(value) for name, value in fields.items()}
-    _execution.ON_CPU = _execution.ON_CPU._replace(**chosen)
+    chosen = {name: type(getattr(execution.ON_CPU, name))(value) for name, value in fields.items()}
+    execution.ON_CPU = execution.ON_CPU._replace(**chosen)
     if arguments.export:
         export(arguments.export, shapes)
         return

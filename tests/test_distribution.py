@@ -31,7 +31,7 @@ import tensorflow as tf
 import tf_keras
 
 import tfk_regularizers as tfk
-from tfk_regularizers import _execution, _orthogonality
+from tfk_regularizers._penalties import execution, orthogonal
 
 used = set()  # how penalties were computed
 
@@ -44,10 +44,10 @@ def noted(function, name=None):
     return call
 
 def force_tiles_and_compilation():
-    _execution.SMALL_UP_TO, _execution.block_rows = 0, lambda x, share: 3
-    _orthogonality._product = noted(_orthogonality._product, "tiled")
-    _execution.FUSED_IN_GRAPH_FROM = 1
-    _execution.route = noted(_execution.route)
+    execution.SMALL_UP_TO, execution.block_rows = 0, lambda x, share: 3
+    orthogonal._product = noted(orthogonal._product, "tiled")
+    execution.FUSED_IN_GRAPH_FROM = 1
+    execution.route = noted(execution.route)
 
 REGULARIZERS = {
     "l1": tfk.L1(0.01),

@@ -660,7 +660,7 @@ class TestFailure:
         model = built(make)
         set_regularizers(model, kernel_regularizer=L1(tf.Variable(0.5, trainable=False)), activity_regularizer="l2")
         before = state(model)
-        monkeypatch.setattr(_keras, "forget_traces", interrupt)
+        monkeypatch.setattr(_keras.training, "forget_traces", interrupt)
         for regularizer in (L1(tf.Variable(0.5, trainable=False)), None):
             with pytest.raises(KeyboardInterrupt):
                 set_regularizers(model, kernel_regularizer=regularizer, activity_regularizer=regularizer)
@@ -669,7 +669,7 @@ class TestFailure:
     def test_other_internals_of_keras(self, monkeypatch):
         model = built(sequential)
         before = state(model)
-        monkeypatch.setattr(_keras, "_regularized_variable", lambda layer, loss: None)
+        monkeypatch.setattr(_keras.layers, "_regularized_variable", lambda layer, loss: None)
         with pytest.raises(RuntimeError, match="supports tf-keras 2"):
             set_regularizers(model, kernel_regularizer="l2")
         assert state(model) == before

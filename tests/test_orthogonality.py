@@ -19,7 +19,8 @@ from oracles import orthogonal
 from tensorflow.python.eager import context as tf_context
 
 import tfk_regularizers as tfk
-from tfk_regularizers import _execution, _orthogonality
+from tfk_regularizers._penalties import execution
+from tfk_regularizers._penalties.orthogonal import mean_absolute_cosine
 
 ROWS = 13
 modes = pytest.mark.parametrize("mode", MODES)
@@ -35,11 +36,11 @@ def tiled(rows):
 
     def penalty(x):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_execution, "SMALL_UP_TO", 0)
+            patch.setattr(execution, "SMALL_UP_TO", 0)
             if rows is not None:
-                patch.setattr(_execution, "block_rows", lambda x, share: rows)
-                patch.setattr(_execution, "block_multiple", lambda x: 1)
-            return _orthogonality.mean_absolute_cosine(x)
+                patch.setattr(execution, "block_rows", lambda x, share: rows)
+                patch.setattr(execution, "block_multiple", lambda x: 1)
+            return mean_absolute_cosine(x)
 
     return penalty
 
@@ -48,7 +49,7 @@ def tiled(rows):
 @block_rows
 def test_tiles_of_any_size_give_the_same(rows, mode):
     x, v = normal((ROWS, 5)), normal((ROWS, 5), seed=1)
-    whole = _orthogonality.mean_absolute_cosine
+    whole = mean_absolute_cosine
     value, gradient = run(mode, value_and_gradient(tiled(rows)), x)
     expected_value, expected_gradient = orthogonal(x.numpy(), 1.0, "rows")
     assert_close(value, expected_value, 1e-12)
@@ -67,12 +68,12 @@ def test_tiles_of_an_unknown_shape(rows, mode):
     second = tf.function(hessian_product(tiled(rows)), input_signature=unknown, jit_compile=jit)
     for actual, expected in zip(first(x), orthogonal(x.numpy(), 1.0, "rows"), strict=True):
         assert_close(actual, expected, 1e-12)
-    assert_close(second(x, v), hessian_product(_orthogonality.mean_absolute_cosine)(x, v), 1e-12)
+    assert_close(second(x, v), hessian_product(mean_absolute_cosine)(x, v), 1e-12)
 
 
 def test_second_order_from_outside_of_a_function():
     x, v = normal((ROWS, 5)), normal((ROWS, 5), seed=1)
-    expected = hessian_product(_orthogonality.mean_absolute_cosine)(x, v)
+    expected = hessian_product(mean_absolute_cosine)(x, v)
     for jit_compile in (None, True):
         penalty = tf.function(tiled(3), jit_compile=jit_compile)
         assert_close(hessian_product(penalty)(x, v), expected, 1e-12)
@@ -123,7 +124,7 @@ def test_third_order():
             product = hessian_product(penalty)(x, v)
         return tape.gradient(product, x)
 
-    assert_close(third(tiled(3)), third(_orthogonality.mean_absolute_cosine), 1e-10)
+    assert_close(third(tiled(3)), third(mean_absolute_cosine), 1e-10)
 
 
 @pytest.mark.parametrize("rows", [None, 3], ids=["direct", "tiled"])
@@ -171,7 +172,7 @@ def test_a_function_that_was_traced_without_a_tape_has_a_gradient(mode):
 @modes
 def test_without_the_internals_that_say_what_is_recorded(mode, monkeypatch):
     for name in ("forwardprop_util", "record", "save_context"):
-        monkeypatch.setattr(_execution, name, None)
+        monkeypatch.setattr(execution, name, None)
     x, v = normal((ROWS, 5)), normal((ROWS, 5), seed=1)
     expected_value, expected_gradient = orthogonal(x.numpy(), 1.0, "rows")
     value, gradient = run(mode, value_and_gradient(tiled(2)), x)
@@ -232,8 +233,8 @@ def test_the_blocks_are_those_of_the_device(device):
     def trace(*matrices):
         with tf.device(device):
             for matrix in matrices:
-                seen.append(_execution.block_rows(matrix, share=2) >= matrix.shape[0])
-                seen.append(_execution.block_multiple(matrix))
+                seen.append(execution.block_rows(matrix, share=2) >= matrix.shape[0])
+                seen.append(execution.block_multiple(matrix))
         return 0
 
     shapes = (8192, 64), (9000, 9000)

@@ -10,7 +10,7 @@ from differentiation import MODES, assert_close, run, value_and_gradient
 from oracles import orthogonal
 
 import tfk_regularizers as tfk
-from tfk_regularizers import _sampling
+from tfk_regularizers._penalties import sampled_orthogonal
 
 modes = pytest.mark.parametrize("mode", MODES)
 axes = pytest.mark.parametrize("axis", ["rows", "columns"])
@@ -70,7 +70,7 @@ def test_uniform_among_a_hundred_million(mode):
     tf.random.set_seed(5)
     n, draws = 10**8, 200
     rows = tf.range(n)[:, tf.newaxis]
-    draw = lambda: _sampling.sampled(rows, 2, 0)  # noqa: E731
+    draw = lambda: sampled_orthogonal.sampled(rows, 2, 0)  # noqa: E731
     if mode != "eager":
         draw = tf.function(draw, jit_compile=mode == "xla" or None, autograph=False)
     drawn = np.concatenate([draw().numpy() for _ in range(draws)]).ravel() / n
@@ -83,14 +83,14 @@ def test_uniform_among_a_hundred_million(mode):
 @pytest.mark.parametrize(("n", "size"), [(10, 5), (10, 6), (10, 9), (5000, 2500)], ids=str)
 def test_without_replacement(n, size, mode):
     for _ in range(3):
-        drawn = run(mode, lambda: _sampling.sampled(tf.range(n), size, 0))
+        drawn = run(mode, lambda: sampled_orthogonal.sampled(tf.range(n), size, 0))
         assert len(set(drawn.numpy().tolist())) == size
 
 
 def test_every_row_is_drawn_as_often_where_half_of_them_are():
     """The numbers that are drawn again are no more likely to be some than others."""
     tf.random.set_seed(9)
-    draw = tf.function(lambda: _sampling.sampled(tf.range(8), 4, 0))
+    draw = tf.function(lambda: sampled_orthogonal.sampled(tf.range(8), 4, 0))
     counts = np.bincount(np.concatenate([draw().numpy() for _ in range(2000)]), minlength=8) / 2000
     assert counts == pytest.approx(np.full(8, 0.5), abs=5 * np.sqrt(0.25 / 2000))
 
@@ -99,7 +99,7 @@ def test_every_row_is_drawn_as_often_where_half_of_them_are():
 @pytest.mark.parametrize("n", [0, 1, 4, 5, 9, 10, 40])
 def test_of_a_size_that_the_call_alone_knows(n, mode):
     draw = tf.function(
-        lambda x: _sampling.sampled(x, 5, 0),
+        lambda x: sampled_orthogonal.sampled(x, 5, 0),
         input_signature=[tf.TensorSpec([None], tf.int32)],
         jit_compile=mode == "xla" or None,
     )

@@ -10,7 +10,7 @@ from differentiation import hessian_product, value_and_gradient
 from oracles import PENALTIES
 
 import tfk_regularizers as tfk
-from tfk_regularizers import _execution
+from tfk_regularizers._penalties import execution
 
 ROWS = 3000  # above 1024 rows orthogonality is tiled
 REGULARIZERS = {name: (lambda make=make: make(tfk)) for name, (make, _) in PENALTIES.items()}
@@ -116,7 +116,7 @@ def largest(text):
 @pytest.mark.parametrize("name", [*REGULARIZERS, *SAMPLED])
 def test_lowers_for_a_gpu(monkeypatch, name, shape, dtype, gpu_listed):
     """Value and gradient, without such a device; with one, there are blocks from 8192 rows on alone."""
-    monkeypatch.setattr(_execution, "_visible_kinds", lambda: {"CPU", "GPU"} if gpu_listed else {"CPU"})
+    monkeypatch.setattr(execution, "_visible_kinds", lambda: {"CPU", "GPU"} if gpu_listed else {"CPU"})
     function = value_and_gradient((REGULARIZERS | SAMPLED)[name]())
     text = program(function, [tf.TensorSpec(shape, dtype)], stage="hlo", platform_name="GPU")
     assert text.startswith("HloModule")

@@ -5,8 +5,7 @@ from tf_keras.regularizers import Regularizer
 from tfk_regularizers._callbacks import PenaltyLogger
 from tfk_regularizers._identifiers import deserialize, get, serialize
 from tfk_regularizers._models import penalties, set_regularizers
-from tfk_regularizers._registration import register, unregister
-from tfk_regularizers._regularizers import (
+from tfk_regularizers._penalties import (
     L1,
     L1L2,
     L2,
@@ -14,6 +13,7 @@ from tfk_regularizers._regularizers import (
     SampledOrthogonalRegularizer,
     l1_l2,
 )
+from tfk_regularizers._registration import register, unregister
 
 l1 = L1
 l2 = L2
@@ -41,5 +41,9 @@ __all__ = [
     "set_regularizers",
     "unregister",
 ]
+
+for _name in __all__:  # no private module's name in files and pickles
+    if globals()[_name].__module__.startswith(f"{__name__}."):
+        globals()[_name].__module__ = __name__
 
 register()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 import tf_keras
 
-from tfk_regularizers import _keras
+from tfk_regularizers._keras import training
 
 NAMES = ("data_loss", "penalty")
 
@@ -40,6 +40,7 @@ class PenaltyLogger(tf_keras.callbacks.Callback):
             not return a dict; or if the model has a metric or a per-output loss of one of the two names.
         RuntimeError: If the training loop is none of `Model.fit` and `Model.evaluate`, or one of TensorFlow 1 graphs.
 
+    >>> import tensorflow as tf, tf_keras
     >>> layer = tf_keras.layers.Dense(1, kernel_initializer="ones", kernel_regularizer=tf_keras.regularizers.L2(0.5))
     >>> model = tf_keras.Sequential([layer])
     >>> model.compile(tf_keras.optimizers.SGD(0.0), "mse")
@@ -59,7 +60,7 @@ class PenaltyLogger(tf_keras.callbacks.Callback):
                 f"{type(model).__module__}.{type(model).__qualname__}"
             )
         super().set_model(model)
-        callbacks = _keras.calling(self)
+        callbacks = training.calling(self)
         if callbacks is not None and not hasattr(callbacks, _Split.ATTRIBUTE):
             _Split(model, callbacks)
 
@@ -74,7 +75,7 @@ class PenaltyLogger(tf_keras.callbacks.Callback):
             received = (
                 "a TensorFlow 1 graph, as after `tf.compat.v1.disable_eager_execution()`, whose steps it cannot see"
             )
-        elif not _keras.is_in_loop() or not hasattr(_keras.calling(self), _Split.ATTRIBUTE):
+        elif not training.is_in_loop() or not hasattr(training.calling(self), _Split.ATTRIBUTE):
             received = "a call from another loop"
         else:
             return
@@ -122,7 +123,7 @@ class _Split:
     def on_test_begin(self, call, logs=None):
         self._test.reset()
         call(logs)
-        _keras.let_evaluation_call(self._test.function())
+        training.let_evaluation_call(self._test.function())
 
     def on_test_batch_end(self, call, batch, logs=None):
         call(batch, self._test.added(logs))
@@ -151,9 +152,9 @@ class _Parts:
 
     def function(self):
         """A function in the place of the model's own for these steps: one of its own as long as that is the same."""
-        plain = _keras.step_function(self._model, self._kind)
+        plain = training.step_function(self._model, self._kind)
         if plain is not self._plain:
-            self._function, self._traced = _keras.another_step_function(self._model, self._kind)
+            self._function, self._traced = training.another_step_function(self._model, self._kind)
             self._plain = plain
         return self._call
 
@@ -169,7 +170,7 @@ class _Parts:
 
     def shown(self):
         """For the time of a hook, let the model have the traced function that runs: TensorBoard draws it."""
-        return _keras.in_place(self._model, **({} if self._traced is None else {"train_tf_function": self._traced}))
+        return training.in_place(self._model, **({} if self._traced is None else {"train_tf_function": self._traced}))
 
     def added(self, logs):
         """The logs of a step, with both parts behind the loss."""
@@ -187,7 +188,7 @@ class _Parts:
         loss, step = _SplitLoss(self._model.compiled_loss, self._means), getattr(self._model, self._step)
         self._called, self._last = True, None
         checked = functools.partial(self._checked, step, loss)
-        with _keras.in_place(self._model, **{"compiled_loss": loss, self._step: checked}):
+        with training.in_place(self._model, **{"compiled_loss": loss, self._step: checked}):
             logs = self._function(iterator)
         if isinstance(logs, Mapping):  # of a cluster's workers nothing is known yet
             self._last = {name: logs[name] for name in NAMES if name in logs}
@@ -210,7 +211,7 @@ class _Parts:
                 f"PenaltyLogger cannot log {' and '.join(map(repr, taken))}: model {model.name!r} has a metric, or an "
                 "output whose loss is logged, under that name."
             )
-        if _keras.is_on_cluster(model):
+        if training.is_on_cluster(model):
             return logs
         return _with_parts(logs, {mean.name: mean.result() for mean in self._means})
 
@@ -245,15 +246,15 @@ class _SplitLoss:
     def __call__(self, y_true, y_pred, sample_weight=None, regularization_losses=None):
         self.calls += 1
         self.penalized += bool(regularization_losses)
-        loss, data_loss, weight = _keras.call_recorded(self._original, y_true, y_pred, sample_weight)
+        loss, data_loss, weight = training.call_recorded(self._original, y_true, y_pred, sample_weight)
         if not regularization_losses and loss is None:
             return None
-        penalty = tf.add_n(_keras.common_dtype(regularization_losses or [tf.zeros_like(data_loss)]))
+        penalty = tf.add_n(training.common_dtype(regularization_losses or [tf.zeros_like(data_loss)]))
         if loss is None:  # compiled without one: all the loss there is comes from add_loss
             loss = data_loss = tf.zeros_like(penalty)
-        parts = _keras.common_dtype([data_loss, penalty])
+        parts = training.common_dtype([data_loss, penalty])
         for mean, value in zip((self._original.metrics[0], *self._means), (tf.add_n(parts), *parts), strict=True):
             mean.update_state(value, sample_weight=weight)
         # Every replica adds the whole penalty, and their gradients are summed.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        return tf.add_n(_keras.common_dtype([loss, penalty / replicas]))
+        return tf.add_n(training.common_dtype([loss, penalty / replicas]))

@@ -6,30 +6,13 @@ import warnings
 
 import tf_keras
 
-from tfk_regularizers import _keras
-from tfk_regularizers._regularizers import (
-    L1,
-    L1L2,
-    L2,
-    OrthogonalRegularizer,
-    SampledOrthogonalRegularizer,
-    l1_l2,
-    shown,
-)
+from tfk_regularizers._keras import registry, versions
+from tfk_regularizers._penalties import PENALTIES, l1_l2
+from tfk_regularizers._penalties.arguments import shown
 
-_BY_NAME: dict[str, type] = {
-    "l1": L1,
-    "l2": L2,
-    "L1": L1,
-    "L2": L2,
-    "L1L2": L1L2,
-    "OrthogonalRegularizer": OrthogonalRegularizer,
-    "orthogonal_regularizer": OrthogonalRegularizer,
-    "SampledOrthogonalRegularizer": SampledOrthogonalRegularizer,
-}
+_BY_NAME = {name: make for entry in PENALTIES for name, make in entry.identifiers.items()}
 _LIBRARIES = ("tf_keras", "tfk_regularizers")  # what they register is not the user's own
-IDENTIFIERS = ("l1", "l2", "l1_l2", "L1", "L2", "L1L2", "orthogonal_regularizer", "OrthogonalRegularizer")
-_KNOWN = ("l1_l2", *_BY_NAME)
+IDENTIFIERS = tuple(name for entry in PENALTIES if entry.in_keras for name in entry.identifiers)
 
 
 def get(identifier):
@@ -93,7 +76,7 @@ def serialize(regularizer, use_legacy_format=False):
     """
     if regularizer is None:
         return None
-    if not isinstance(regularizer, _keras.regularizer_bases()):
+    if not isinstance(regularizer, versions.regularizer_bases()):
         warnings.warn(
             "`regularizers.serialize()` is for objects of type `Regularizer`. Received an object of type "
             f"{type(regularizer).__name__}, which may be serialized improperly.",
@@ -126,9 +109,9 @@ def deserialize(config, custom_objects=None, use_legacy_format=False):
     if config is None or callable(config):
         return config
     names, arguments = _parse(config)
-    custom = _keras.custom_objects(custom_objects)
+    custom = registry.custom_objects(custom_objects)
     is_custom = any(name in custom for name in names)
-    if not is_custom and names[0] not in _KNOWN:
+    if not is_custom and names[0] not in _BY_NAME:
         raise ValueError(_unknown(names[0], custom))
     if config == "l1_l2" or (names[0] == "l1_l2" and not is_custom):
         return l1_l2(**arguments)
@@ -159,7 +142,7 @@ def deserialize(config, custom_objects=None, use_legacy_format=False):
 
 def _is_class(value):
     """Whether the value is a class of regularizers instead of one of them."""
-    return inspect.isclass(value) and issubclass(value, _keras.regularizer_bases())
+    return inspect.isclass(value) and issubclass(value, versions.regularizer_bases())
 
 
 def _parse(config):
@@ -194,7 +177,7 @@ def _unknown(name, custom):
     own = [
         other for other, obj in custom.items() if str(getattr(obj, "__module__", "")).split(".")[0] not in _LIBRARIES
     ]
-    candidates = {other.lower(): other for other in (*own, *_KNOWN, *reversed(IDENTIFIERS))}
+    candidates = {other.lower(): other for other in (*own, *_BY_NAME, *reversed(IDENTIFIERS))}
     candidates["l1l2"] = "l1_l2"
     nearest = difflib.get_close_matches(name[:100].lower(), candidates, n=1, cutoff=0.5)
     hint = f" Did you mean {candidates[nearest[0]]!r}?" if nearest else ""

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tf_keras
 
-from tfk_regularizers import _keras
 from tfk_regularizers._identifiers import get
-from tfk_regularizers._regularizers import invalid, shown
+from tfk_regularizers._keras import layers, training, versions
+from tfk_regularizers._penalties.arguments import invalid, shown
 
 _ACTIVITY = "activity_regularizer"
 
@@ -63,7 +63,8 @@ def set_regularizers(model, *, where=None, **regularizers):
 
     After an error the model is exactly as it was.
 
-    >>> from tfk_regularizers import L2
+    >>> import tf_keras
+    >>> from tfk_regularizers import L2, set_regularizers
     >>> model = tf_keras.Sequential(
     ...     [tf_keras.layers.Dense(2, kernel_initializer="ones", name="hidden"), tf_keras.layers.Dense(1, name="head")]
     ... )
@@ -97,15 +98,15 @@ def set_regularizers(model, *, where=None, **regularizers):
     with contextlib.ExitStack() as undo:
         for target, regularizer in changes:
             if target.keyword == _ACTIVITY:
-                _keras.set_activity_regularizer(target.layer, regularizer, undo)
+                layers.set_activity_regularizer(target.layer, regularizer, undo)
             else:
-                _keras.set_weight_regularizer(target.layer, target.keyword, target.weight, regularizer, undo)
+                layers.set_weight_regularizer(target.layer, target.keyword, target.weight, regularizer, undo)
         owners = {(id(owner), target.keyword): owner for target, _ in changes for owner in target.owners}
         for (_, keyword), owner in owners.items():
-            _keras.update_config_of_owner(owner, keyword, undo)
+            layers.update_config_of_owner(owner, keyword, undo)
         for node in nodes:
             if isinstance(node.layer, tf_keras.Model):
-                _keras.forget_traces(node.layer)
+                training.forget_traces(node.layer)
         undo.pop_all()
     return [path for target, _ in changes for path in target.paths]
 
@@ -120,6 +121,7 @@ def penalties(model):
     A custom training loop adds the penalties to the loss itself. Under a strategy each replica computes them and the
     gradients of the replicas are added up, so each takes its share; the loop equals `fit`, on any number of replicas:
 
+    >>> import tensorflow as tf, tf_keras
     >>> model = tf_keras.Sequential([tf_keras.layers.Dense(1, kernel_regularizer="l2", kernel_initializer="ones")])
     >>> model.build((None, 2))
     >>> strategy = tf.distribute.get_strategy()  # or the MirroredStrategy in whose scope the model was made
@@ -160,10 +162,10 @@ def penalties(model):
     >>> {path: round(float(value), 6) for path, value in penalties(model).items()}
     {'block1/dense/kernel': 0.06}
     """
-    _check_model(model, _keras.model_bases(), "`penalties` is for models of tf_keras or Keras 3")
+    _check_model(model, versions.model_bases(), "`penalties` is for models of tf_keras or Keras 3")
     values = {}
     for node in _nodes(model):
-        losses = _keras.weight_losses(node.layer, model)
+        losses = layers.weight_losses(node.layer, model)
         paths = _paths(node, [variable for variable, _ in losses])
         for path, (_, loss) in zip(paths, losses, strict=True):
             values[path] = values[path] + loss() if path in values else loss()
@@ -205,9 +207,9 @@ def _nodes(model):
 
     def visit(parent):
         owners = parent.owners
-        if not isinstance(parent.layer, _keras.model_bases()):
+        if not isinstance(parent.layer, versions.model_bases()):
             owners = {**owners, id(parent.layer): parent.layer}
-        for layer in _keras.sublayers(parent.layer):
+        for layer in layers.sublayers(parent.layer):
             known = nodes.get(id(layer))
             if known is None:
                 nodes[id(layer)] = known = _Node(layer, _unique(_join(parent.path, layer.name), taken), {})
@@ -223,7 +225,7 @@ def _nodes(model):
 def _paths(node, variables):
     """The paths of some weights of a layer, told apart among all its own."""
     taken = set()
-    weights = _keras.own_weights(node.layer) if variables else []
+    weights = layers.own_weights(node.layer) if variables else []
     paths = {id(variable): _unique(_join(node.path, _own_name(variable)), taken) for variable in weights}
     return [paths.get(id(variable)) or _join(node.path, _own_name(variable)) for variable in variables]
 
@@ -264,14 +266,14 @@ def _targets(nodes, keyword):
     for node in nodes:
         layer, owners = node.layer, list(node.owners.values())
         if keyword == _ACTIVITY:
-            if _keras.takes_activity_regularizer(layer):
+            if layers.takes_activity_regularizer(layer):
                 targets.append(_Target(layer, keyword, None, [_join(node.path, "activity")], owners))
-        elif not layer.built and keyword in _keras.keywords(layer):
+        elif not layer.built and keyword in layers.keywords(layer):
             raise ValueError(
                 f"The layer {node.path!r} has no weights yet, so its `{keyword}` cannot be set in place. Call the "
                 "model on data first, or leave the layer out by `where`."
             )
-        elif weight := _keras.regularized_weight(layer, keyword):
+        elif weight := layers.regularized_weight(layer, keyword):
             targets.append(_Target(layer, keyword, weight, _paths(node, weight), owners))
     return targets
 
@@ -279,17 +281,17 @@ def _targets(nodes, keyword):
 def _differs(target, regularizer):
     """Whether there is something to do: all but removing what is not there."""
     attribute = getattr(target.layer, target.keyword, None)
-    if regularizer is not None or attribute is not None or _keras.tracks(target.layer, target.keyword):
+    if regularizer is not None or attribute is not None or layers.tracks(target.layer, target.keyword):
         return True
     if target.keyword == _ACTIVITY:
-        return bool(_keras.activity_losses(target.layer))
-    penalized = {id(variable) for variable, _ in _keras.weight_losses(target.layer)}
+        return bool(layers.activity_losses(target.layer))
+    penalized = {id(variable) for variable, _ in layers.weight_losses(target.layer)}
     return any(id(variable) in penalized for variable in target.weight)
 
 
 def _check_outputs(nodes, changes):
     """Raise ValueError where the penalty of an output is part of a graph that is not made again."""
-    revived = _keras.revived_around([node.layer for node in nodes])
+    revived = layers.revived_around([node.layer for node in nodes])
     for target, regularizer in changes:
         if target.keyword != _ACTIVITY:
             continue
@@ -310,7 +312,7 @@ def _check_outputs(nodes, changes):
 
 def _try(target, regularizer):
     """Raise ValueError unless the regularizer gives a scalar on what it is meant for, as far as that is known."""
-    tensors = target.weight if target.weight is not None else _keras.sample_outputs(target.layer)
+    tensors = target.weight if target.weight is not None else layers.sample_outputs(target.layer)
     for path, tensor in zip(itertools.cycle(target.paths), tensors):
         place = f"{shown(regularizer)} cannot be the `{target.keyword}` of {path!r}, of shape {tensor.shape}"
         try:
@@ -338,5 +340,5 @@ def _no_match(model, keyword, where, nodes, chosen):
 
 def _keywords(nodes):
     """All keywords that would change something on one of the layers."""
-    candidates = {_ACTIVITY}.union(*(_keras.keywords(node.layer) for node in nodes))
+    candidates = {_ACTIVITY}.union(*(layers.keywords(node.layer) for node in nodes))
     return {keyword for keyword in candidates if _targets([node for node in nodes if node.layer.built], keyword)}

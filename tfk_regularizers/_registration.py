@@ -2,25 +2,18 @@
 
 import functools
 import threading
+from typing import Any
 
 import tf_keras
 
-from tfk_regularizers import _keras
 from tfk_regularizers._identifiers import IDENTIFIERS, deserialize, get, serialize
-from tfk_regularizers._regularizers import (
-    L1,
-    L1L2,
-    L2,
-    OrthogonalRegularizer,
-    Penalty,
-    SampledOrthogonalRegularizer,
-    l1_l2,
-)
+from tfk_regularizers._keras import registry, versions
+from tfk_regularizers._penalties import PENALTIES, Penalty, l1_l2
 
 PACKAGE = "tfk_regularizers"
-_CLASSES = (L1, L2, L1L2, OrthogonalRegularizer)
-_NEW_CLASSES = (SampledOrthogonalRegularizer,)  # what no built-in can read
-_OURS = {obj.__name__: obj for obj in (*_CLASSES, l1_l2, get, serialize, deserialize)}
+_CLASSES = tuple(entry.cls for entry in PENALTIES if entry.in_keras)
+_NEW_CLASSES = tuple(entry.cls for entry in PENALTIES if not entry.in_keras)  # what no built-in can read
+_OURS: dict[str, Any] = {obj.__name__: obj for obj in (*_CLASSES, l1_l2, get, serialize, deserialize)}  # type: ignore[attr-defined]
 
 _lock = threading.RLock()
 _replaced: dict = {}  # what stood in the place of each of ours
@@ -52,15 +45,15 @@ def register():
     L2(l2=0.01)
     """
     with _lock:
-        _keras.check_supported(_OURS)
+        registry.check_supported(_OURS)
         try:
             for name, ours in _OURS.items():
-                builtin = getattr(_keras.SOURCE, name)
+                builtin = getattr(registry.SOURCE, name)
                 if builtin is not ours:
-                    _keras.export_like(ours, builtin)
-                    _keras.keep_importable(builtin)
+                    registry.export_like(ours, builtin)
+                    registry.keep_importable(builtin)
                     _replaced[name] = builtin
-            _keras.replace_everywhere([(builtin, _OURS[name]) for name, builtin in _replaced.items()])
+            registry.replace_everywhere([(builtin, _OURS[name]) for name, builtin in _replaced.items()])
             for cls in _CLASSES:
                 # For reading alone: written into files, this name would keep them from opening without the package.
                 tf_keras.saving.get_custom_objects()[_registered_name(cls)] = cls
@@ -74,7 +67,7 @@ def register():
             if not isinstance(error, Exception):  # Ctrl-C
                 raise
             raise ImportError(
-                f"tfk_regularizers supports {_keras.SUPPORTED}. Registration in the installed tf-keras "
+                f"tfk_regularizers supports {versions.SUPPORTED}. Registration in the installed tf-keras "
                 f"{tf_keras.__version__} failed and has been undone: {error}"
             ) from error
 
@@ -94,17 +87,17 @@ def unregister():
     """
     with _lock:
         for builtin in _replaced.values():
-            _keras.export_like(builtin, builtin)
-        _keras.replace_everywhere([(_OURS[name], builtin) for name, builtin in _replaced.items()])
-        _keras.forget_importable(_replaced.values())
+            registry.export_like(builtin, builtin)
+        registry.replace_everywhere([(_OURS[name], builtin) for name, builtin in _replaced.items()])
+        registry.forget_importable(_replaced.values())
         for name in _replaced:
-            _keras.forget_export(_OURS[name])
+            registry.forget_export(_OURS[name])
         _replaced.clear()
         for cls in (*_CLASSES, *_NEW_CLASSES):
-            _keras.forget_custom_object(tf_keras, cls, _registered_name(cls))
-            if _keras.keras3():
-                _keras.forget_custom_object(_keras.keras3(), cls, _registered_name(cls))
-        table = _keras.keras3_identifiers()
+            registry.forget_custom_object(tf_keras, cls, _registered_name(cls))
+            if versions.keras3():
+                registry.forget_custom_object(versions.keras3(), cls, _registered_name(cls))
+        table = registry.keras3_identifiers()
         if table is not None and table.get("l1_l2") is _DefaultL1L2:
             del table["l1_l2"]
 
@@ -114,14 +107,14 @@ def _registered_name(cls):
 
 
 def _register_in_keras3():
-    keras = _keras.keras3()
+    keras = versions.keras3()
     if keras is None:
         return
     if not issubclass(Penalty, keras.regularizers.Regularizer):  # as it came after this package
-        Penalty.__bases__ = (*_keras.regularizer_bases(), *Penalty.__bases__[1:])
+        Penalty.__bases__ = (*versions.regularizer_bases(), *Penalty.__bases__[1:])
     for cls in (*_CLASSES, *_NEW_CLASSES):
         keras.saving.register_keras_serializable(PACKAGE)(cls)
-    table = _keras.keras3_identifiers()
+    table = registry.keras3_identifiers()
     if table is not None:
         table.setdefault("l1_l2", _DefaultL1L2)
 
@@ -133,12 +126,12 @@ def _watch_for_keras3():
             if _replaced:
                 _register_in_keras3()
 
-    _keras.when_keras3_is_imported(register_if_registered)
+    versions.when_keras3_is_imported(register_if_registered)
 
 
 def _check():
     """Every string and every config gives a class of this package, or registration has failed."""
-    source, custom = _keras.SOURCE, _keras.custom_objects()  # a name of the user's own wins, and is no failure
+    source, custom = registry.SOURCE, registry.custom_objects()  # a name of the user's own wins, and is no failure
     results = [type(source.get(source.serialize(cls()))) is cls for cls in _CLASSES if cls.__name__ not in custom]
     results += [type(source.get(name)) in _CLASSES for name in IDENTIFIERS if name != "L1L2" and name not in custom]
     results += [source.serialize(cls()).get("registered_name") is None for cls in _CLASSES]

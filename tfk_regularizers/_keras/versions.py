@@ -1,0 +1,42 @@
+"""Which Keras there is: tf_keras, and Keras 3 as `tf.keras` or beside it."""
+
+import contextlib
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+SUPPORTED = "tf-keras 2.16 to 2.21"
+
+with contextlib.suppress(ImportError, AttributeError):
+    tf.keras.regularizers  # noqa: B018  # loads whichever Keras it is
+
+
+def keras3() -> ModuleType | None:
+    """Keras 3, where the program has it: as `tf.keras`, or beside it under TF_USE_LEGACY_KERAS=1; None before that."""
+    keras = sys.modules.get("keras")
+    loaded = all(hasattr(keras, name) for name in ("regularizers", "saving", "Model"))
+    return keras if loaded and not str(getattr(keras, "__version__", "")).startswith("2.") else None
+
+
+def when_keras3_is_imported(function: Callable[[], Any]) -> None:
+    """Call a function once Keras 3 is imported, at once if it is. Without wrapt, which TensorFlow needs, never."""
+    with contextlib.suppress(ImportError):
+        from wrapt import register_post_import_hook
+
+        register_post_import_hook(lambda _: function(), "keras")
+
+
+def regularizer_bases() -> tuple[type, ...]:
+    """The base classes of regularizers: tf_keras's, and that of Keras 3."""
+    keras = keras3()
+    return (tf_keras.regularizers.Regularizer, *([keras.regularizers.Regularizer] if keras else []))
+
+
+def model_bases() -> tuple[type, ...]:
+    """The classes of models: tf_keras's, and that of Keras 3."""
+    keras = keras3()
+    return (tf_keras.Model, *([keras.Model] if keras else []))

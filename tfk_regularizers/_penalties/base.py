@@ -1,0 +1,109 @@
+"""What the penalties share."""
+
+import math
+
+import tensorflow as tf
+import tf_keras
+
+from tfk_regularizers._penalties.arguments import shown
+from tfk_regularizers._penalties.factors import checked_factor, current, may_be_live, readable
+
+# How a SavedModel names a variable that a regularizer holds. A loader sets what it finds as an attribute of that name:
+# under the name of the factor, it would put a variable in the place of the config's number.
+_SAVED = "_self_live_"
+
+
+def _is_ours(function):
+    return str(getattr(function, "__module__", None)).startswith(f"{__package__}.")
+
+
+class Penalty(tf_keras.regularizers.Regularizer, tf.__internal__.tracking.Trackable):  # type: ignore[misc]
+    """What the regularizers share: a `Regularizer` of tf_keras, and of Keras 3 where registration finds that.
+
+    It is trackable, so that checkpoints and SavedModels find a variable that serves as a factor, and so lightly that
+    `model.weights` does not.
+    """
+
+    _factors: tuple[str, ...] = ()
+
+    def __repr__(self):
+        """Never fails, for it is what errors and logs show: what cannot be read is shown as it is."""
+        try:
+            arguments = {name: repr(value) for name, value in self.get_config().items()}
+        except Exception:
+            arguments = {name: readable(value) for name, value in vars(self).items() if not name.startswith("_")}
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in arguments.items())})"
+
+    def __setattr__(self, name, value):
+        """Keep factors valid. What a subclass with a `__call__` of its own keeps in them is its own affair."""
+        if name in self._factors and _is_ours(type(self).__call__):
+            value = checked_factor(name, value)
+        super().__setattr__(name, value)
+        if isinstance(value, tf.Variable):  # restored already, if a checkpoint has been waiting for it
+            self._handle_deferred_dependencies(name, value)
+
+    def _trackable_children(self, save_type="checkpoint", **kwargs):
+        """The live factors; in a SavedModel all variables, for what was traced may read any of them.
+
+        A checkpoint has no more, because the weights that tf_keras itself writes for a subclass have no variables of
+        its regularizers, and would not match.
+        """
+        children = dict(super()._trackable_children(save_type, **kwargs))
+        if save_type != "savedmodel":
+            return children | self._live()
+        for name in self._live():
+            self._number(name)  # or the SavedModel would be half written when its config is asked for
+        held = {name: value for name, value in vars(self).items() if isinstance(value, tf.Variable)}
+        loaded = {name: value for name, value in held.items() if name.startswith(_SAVED)}
+        return children | loaded | {_SAVED + name: value for name, value in held.items() if name not in loaded}
+
+    def _lookup_dependency(self, name, *args, **kwargs):
+        """Any variable by its name here or in a SavedModel: to restore it where the file has it."""
+        for attribute in (name.removeprefix(_SAVED), name):
+            if isinstance(vars(self).get(attribute), tf.Variable):
+                return vars(self)[attribute]
+        return super()._lookup_dependency(name, *args, **kwargs)
+
+    def _maybe_initialize_trackable(self):
+        """Past a `__setattr__` that refuses, as that of a frozen dataclass."""
+        if "_self_update_uid" not in vars(self):
+            blank = tf.__internal__.tracking.Trackable()
+            blank._maybe_initialize_trackable()
+            vars(self).update(vars(blank))
+
+    def __reduce_ex__(self, protocol):
+        """For pickle and deepcopy: without what TensorFlow notes here, and with the number of a live factor."""
+        reduced = super().__reduce_ex__(protocol)
+        if not isinstance(reduced, tuple) or len(reduced) < 3:
+            return reduced
+        state, slots = reduced[2] if isinstance(reduced[2], tuple) else (reduced[2], None)
+        if not isinstance(state, dict):
+            return reduced
+        state = {name: value for name, value in state.items() if not name.startswith("_self_")}
+        state |= {name: self._number(name) for name, value in self._live().items() if state.get(name) is value}
+        return (*reduced[:2], state if slots is None else (state, slots), *reduced[3:])
+
+    def _live(self):
+        """The variables that serve as factors. Others under these names are a subclass's own affair."""
+        return {name: vars(self)[name] for name in self._factors if may_be_live(vars(self).get(name))}
+
+    def _number(self, name):
+        """A factor as the number that files and copies carry: one that opens again."""
+        factor = getattr(self, name)
+        try:
+            number = current(factor)
+        except Exception as error:
+            if not isinstance(factor, tf.Variable):
+                raise
+            raise ValueError(
+                f"The factor `{name}` of a regularizer {type(self).__name__} is a variable, and a copy or a file "
+                f"carries the number that it holds, which cannot be read here: {type(error).__name__}. Expected a "
+                f"variable that is initialized. Received: {name}={shown(factor)}"
+            ) from error
+        if not math.isfinite(number):
+            raise ValueError(
+                f"The factor `{name}` of a regularizer {type(self).__name__} is {number}, and a copy or a file that "
+                f"carries it could not be opened. Expected a finite number: assign one first, or keep the weights "
+                f"alone, by `save_weights` or `tf.train.Checkpoint`. Received: {name}={shown(factor)}"
+            )
+        return number

@@ -1,0 +1,45 @@
+"""Sums over a tensor that keep their digits, and what they are made of."""
+
+import tensorflow as tf
+
+# Lengths of the rows in which XLA sums: their speed hardly differs, a divisor of the size leaves no rest, and XLA of
+# TensorFlow 2.16 adds up each row one by one (2.5e-5 from the truth at rows of 2048, 3.5e-6 at these).
+_ROWS = range(256, 63, -1)
+
+
+def result_dtype(x):
+    """The dtype of a penalty on x: real, and float32 for halves, whose sums soon pass 65504 or lose their digits."""
+    return tf.float32 if x.dtype.size < 4 else x.dtype.real_dtype
+
+
+def wide(x):
+    """x, or x as float32 if it is a half."""
+    return tf.cast(x, tf.float32) if x.dtype.size < 4 else x
+
+
+def size(x, axis):
+    """The size of an axis: a Python int where it is static."""
+    static = tf.compat.dimension_value(x.shape[axis])
+    # Cut, because forward over forward mode stumbles over the shape of what it differentiates.
+    return static if static is not None else tf.shape(tf.stop_gradient(x))[axis]
+
+
+def row_sums(x):
+    """Sums along the last axis, by a product with ones: under XLA on a CPU it is faster than a plain sum, and right."""
+    return tf.linalg.matvec(x, tf.ones([size(x, -1)], x.dtype))
+
+
+def total_in_xla(x, levels=3):
+    """Σx for XLA, which on a CPU adds a plain sum one by one: wrong in the third digit at 64M elements.
+
+    A product with ones fuses what makes x, uses every core and is summed in parts. Each loop that XLA has to generate
+    adds some 35 ms to the compilation, so there is one where there can be; where the size is unknown, so many levels.
+    """
+    flat = tf.reshape(x, [-1])
+    count = flat.shape[0]
+    if levels == 0 or (count is not None and count <= _ROWS[0]):
+        return tf.reduce_sum(flat)
+    row = next((row for row in _ROWS if count is not None and count % row == 0), _ROWS[0])
+    whole = size(flat, 0) // row * row
+    total = total_in_xla(row_sums(tf.reshape(flat[:whole], [-1, row])), levels - 1)
+    return total if count == whole else total + tf.reduce_sum(flat[whole:])
