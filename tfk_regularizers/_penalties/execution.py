@@ -47,7 +47,7 @@ def route(x):
     Fused ops are ops of the graph like others, but marked for XLA. (A compiled tf.function in their place is as fast,
     and fails in forward mode, under TensorFlow's debuggers and in a process that connects to a cluster afterwards.)
     """
-    if _under_xla():  # which fuses what TensorFlow differentiates, and sums right but on a CPU
+    if under_xla():  # which fuses what TensorFlow differentiates, and sums right but on a CPU
         return "XLA" if _on_cpu(x) else "plain"
     if not isinstance(x, tf.Tensor) or x.dtype.is_complex or _in_forward_mode(x):
         return "plain"  # a KerasTensor records each op as a layer; complex gradients are left to TensorFlow
@@ -58,19 +58,48 @@ def route(x):
     return "fused" if can_fuse and size >= FUSED_IN_GRAPH_FROM else "by hand"
 
 
-def _under_xla():
+def may_loop(x):
+    """Whether a penalty on x may loop over blocks: not where x is none of TensorFlow's tensors, nor under DTensor.
+
+    And neither in forward mode nor in `tf.vectorized_map`, which lose the custom gradient and cannot follow a loop.
+    """
+    return isinstance(x, tf.Tensor) and not (_in_forward_mode(x) or under_dtensor() or _in_vectorized_map())
+
+
+def _in_vectorized_map():
+    """Whether `tf.vectorized_map` traces what it maps, or a function therein: told by its name scope alone."""
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    while graph is not None:
+        if "loop_body" in graph.get_name_scope().split("/"):
+            return True
+        graph = getattr(graph, "outer_graph", None)
+    return False
+
+
+def inside(x):
+    """x, as what a custom gradient has inside may use it, and none of what is done to it is differentiated.
+
+    An eager tape would record that too. In a graph it does not, and `tf.vectorized_map`, which loses custom gradients,
+    differentiates what is inside.
+    """
+    return tf.stop_gradient(x) if tf.executing_eagerly() else x
+
+
+def here(x):
+    """x as a tensor of the graph at hand: a branch of a `tf.cond` may keep no other for its gradient."""
+    return x if tf.executing_eagerly() else tf.identity(x)
+
+
+def is_of_this_graph(x):
+    """Whether a tensor of a graph belongs to the one at hand, and not to one around it."""
+    return not tf.executing_eagerly() and getattr(x, "graph", None) is tf.compat.v1.get_default_graph()
+
+
+def under_xla():
     """Whether XLA compiles what is traced: under `jit_compile=True` and on a TPU, in whatever stands inside too."""
     if control_flow_util is None:
         return not tf.executing_eagerly()
     return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
-
-
-def may_loop(x):
-    """Whether a penalty on x may loop over blocks: not where x is none of TensorFlow's tensors, nor under DTensor.
-
-    And not in forward mode, which cannot follow a loop.
-    """
-    return isinstance(x, tf.Tensor) and not _in_forward_mode(x) and not under_dtensor()
 
 
 def _in_forward_mode(x):

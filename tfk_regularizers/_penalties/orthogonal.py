@@ -156,12 +156,13 @@ def _in_few_ops(u):
 def _in_blocks(x):
     """⟨u, S u⟩, right to any order of differentiation in reverse mode.
 
-    What goes into a loop is cut from the tape, or an eager tape would record the loop's inside; what comes out is cut
-    too, or XLA would try to differentiate the loop. A gradient is built in a graph of its own: what it hands on to the
-    next order has to be made a tensor of that graph, here. In a SavedModel the loop itself is left to differentiate.
-    Between value and gradient x is kept, which is there anyway, and not u.
+    What goes into a loop is cut from an eager tape, which would record the loop's inside; under XLA what comes out is
+    cut too, or it would try to differentiate the loop. A gradient is built in a graph of its own: what it hands on to
+    the next order has to be made a tensor of that graph, here. In a SavedModel the loop itself is left to
+    differentiate. Between value and gradient x is kept, which is there anyway, and not u.
     """
-    cut, here, wanted = tf.stop_gradient, tf.identity, execution.wants_gradient(x)
+    cut = tf.stop_gradient if execution.under_xla() else execution.inside
+    here, wanted = tf.identity, execution.wants_gradient(x)  # in the graph of a gradient, in eager an op like others
     count = size(x, 0) // execution.block_rows(x, share=2 if wanted else 1) // 2 * 2 + 1
 
     def product(u, v, known=None):  # S v: linear in v, constant in u
@@ -179,7 +180,7 @@ def _in_blocks(x):
 
         def gradient(dy):
             # Not before, to lie there meanwhile; and from there on x instead of u, which halves the memory on a GPU.
-            with tf.control_dependencies([] if known is None else [known]):
+            with tf.control_dependencies([known] if execution.is_of_this_graph(known) else []):
                 wide_x = wide(here(x))
                 u, squares, inverse = _normalized(wide_x)
             by_u = 2.0 * dy * product(u, u, known)
@@ -188,7 +189,7 @@ def _in_blocks(x):
 
         return cosines, gradient
 
-    return value(x)
+    return value(execution.here(x))
 
 
 def _blocks(x, count):

@@ -96,7 +96,7 @@ def _distinct(n, count):
         return tf.random.stateless_uniform([count], seed + tf.stack([0, turn]), maxval=n, dtype=tf.int64)
 
     def repeats(drawn):  # in the ascending order that they have
-        return tf.concat([[False], drawn[1:] == drawn[:-1]], 0)
+        return tf.concat([[False], tf.equal(drawn[1:], drawn[:-1])], 0)
 
     def again(turn, drawn):
         return turn + 1, tf.sort(tf.where(repeats(drawn), draw(turn), drawn))
