@@ -207,3 +207,12 @@ def test_integers_of_numpy_are_sizes():
 def test_bad_tensors(x):
     with pytest.raises((TypeError, ValueError), match="Inputs to SampledOrthogonalRegularizer must"):
         tfk.SampledOrthogonalRegularizer()(x)
+
+
+def test_where_tensors_compare_by_identity():
+    tf.compat.v1.disable_tensor_equality()
+    try:
+        x = tf.random.stateless_normal([100, 3], [1, 2])
+        assert float(tf.function(tfk.SampledOrthogonalRegularizer(1.0, sample_size=10))(x)) > 0
+    finally:
+        tf.compat.v1.enable_tensor_equality()

@@ -241,6 +241,8 @@ class _SplitLoss:
         self._original, self._means, self.calls, self.penalized = original, means, 0, 0
 
     def __getattr__(self, name):
+        if name == "_original":  # of a copy that is being made
+            raise AttributeError(name)
         return getattr(self._original, name)
 
     def __call__(self, y_true, y_pred, sample_weight=None, regularization_losses=None):

@@ -135,7 +135,7 @@ def deserialize(config, custom_objects=None, use_legacy_format=False):
         raise ValueError(f"Could not interpret regularizer config {shown(config)}: {error!r}") from error
     if _is_class(result):  # which tf_keras gives for a name among the custom objects
         result = result()
-    if not callable(result) or result in (get, serialize, deserialize, l1_l2):
+    if not callable(result) or any(result is function for function in (get, serialize, deserialize, l1_l2)):
         raise ValueError(f"Could not interpret regularizer config {shown(config)}: it gives {shown(result)}")
     return result
 

@@ -17,11 +17,11 @@ def _is_ours(function):
     return str(getattr(function, "__module__", None)).startswith(f"{__package__}.")
 
 
-class Penalty(tf_keras.regularizers.Regularizer, tf.__internal__.tracking.Trackable):  # type: ignore[misc]
+class Penalty(tf_keras.regularizers.Regularizer):  # type: ignore[misc]
     """What the regularizers share: a `Regularizer` of tf_keras, and of Keras 3 where registration finds that.
 
-    It is trackable, so that checkpoints and SavedModels find a variable that serves as a factor, and so lightly that
-    `model.weights` does not.
+    As long as it holds numbers, TensorFlow takes no more notice of it than of a built-in one. From when it holds a
+    variable on, checkpoints and SavedModels find that: see `_Tracked`.
     """
 
     _factors: tuple[str, ...] = ()
@@ -39,8 +39,56 @@ class Penalty(tf_keras.regularizers.Regularizer, tf.__internal__.tracking.Tracka
         if name in self._factors and _is_ours(type(self).__call__):
             value = checked_factor(name, value)
         super().__setattr__(name, value)
-        if isinstance(value, tf.Variable):  # restored already, if a checkpoint has been waiting for it
-            self._handle_deferred_dependencies(name, value)
+        if isinstance(value, tf.Variable):
+            _track(self)
+            self._handle_deferred_dependencies(name, value)  # restored already, if a checkpoint has been waiting
+
+    def __reduce_ex__(self, protocol):
+        """For pickle and deepcopy: without what TensorFlow notes here, and with the number of a live factor."""
+        reduced = super().__reduce_ex__(protocol)
+        if not isinstance(reduced, tuple) or len(reduced) < 3:
+            return reduced
+        make, arguments, state, *rest = reduced
+        state, *slots = state if isinstance(state, tuple) and len(state) == 2 else (state,)
+        if not isinstance(state, dict):  # of a subclass that has its own way
+            return reduced
+        arguments = tuple(self.__class__ if argument is type(self) else argument for argument in arguments)
+        state = {name: value for name, value in state.items() if name not in _NOTES and not name.startswith(_SAVED)}
+        state |= {name: self._number(name) for name, value in self._live().items() if state.get(name) is value}
+        return (make, arguments, (state, *slots) if slots else state, *rest)
+
+    def _live(self):
+        """The variables that serve as factors. Others under these names are a subclass's own affair."""
+        return {name: vars(self)[name] for name in self._factors if may_be_live(vars(self).get(name))}
+
+    def _number(self, name):
+        """A factor as the number that files and copies carry: one that opens again."""
+        factor = getattr(self, name)
+        try:
+            number = current(factor)
+        except Exception as error:
+            if not isinstance(factor, tf.Variable):
+                raise
+            raise ValueError(
+                f"The factor `{name}` of a regularizer {type(self).__name__} is a variable, and a copy or a file "
+                f"carries the number that it holds, which cannot be read here: {type(error).__name__}. Expected a "
+                f"variable that is initialized. Received: {name}={shown(factor)}"
+            ) from error
+        if not math.isfinite(number):
+            raise ValueError(
+                f"The factor `{name}` of a regularizer {type(self).__name__} is {number}, and a copy or a file that "
+                f"carries it could not be opened. Expected a finite number: assign one first, or keep the weights "
+                f"alone, by `save_weights` or `tf.train.Checkpoint`. Received: {name}={shown(factor)}"
+            )
+        return number
+
+
+class _Tracked(tf.__internal__.tracking.Trackable):
+    """What a penalty that holds a variable is as well: tracked, and so lightly that `model.weights` is not.
+
+    What is tracked stays in checkpoints and SavedModels when it is taken off a layer by hand, and cannot stand in every
+    container: so the class of an instance changes when it is given a variable, in all but what it says of itself.
+    """
 
     def _trackable_children(self, save_type="checkpoint", **kwargs):
         """The live factors; in a SavedModel all variables, for what was traced may read any of them.
@@ -67,43 +115,26 @@ class Penalty(tf_keras.regularizers.Regularizer, tf.__internal__.tracking.Tracka
     def _maybe_initialize_trackable(self):
         """Past a `__setattr__` that refuses, as that of a frozen dataclass."""
         if "_self_update_uid" not in vars(self):
-            blank = tf.__internal__.tracking.Trackable()
-            blank._maybe_initialize_trackable()
-            vars(self).update(vars(blank))
+            vars(self).update(vars(_blank()))
 
-    def __reduce_ex__(self, protocol):
-        """For pickle and deepcopy: without what TensorFlow notes here, and with the number of a live factor."""
-        reduced = super().__reduce_ex__(protocol)
-        if not isinstance(reduced, tuple) or len(reduced) < 3:
-            return reduced
-        state, slots = reduced[2] if isinstance(reduced[2], tuple) else (reduced[2], None)
-        if not isinstance(state, dict):
-            return reduced
-        state = {name: value for name, value in state.items() if not name.startswith("_self_")}
-        state |= {name: self._number(name) for name, value in self._live().items() if state.get(name) is value}
-        return (*reduced[:2], state if slots is None else (state, slots), *reduced[3:])
 
-    def _live(self):
-        """The variables that serve as factors. Others under these names are a subclass's own affair."""
-        return {name: vars(self)[name] for name in self._factors if may_be_live(vars(self).get(name))}
+def _track(penalty):
+    """Let TensorFlow track a penalty: its class becomes one that is `_Tracked` too."""
+    plain = type(penalty)
+    if issubclass(plain, _Tracked):
+        return
+    if "_tracked" not in vars(plain):
+        names = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
+        # To files, copies and pickles it is the class that they find by its name, and whoever calls it gets that one.
+        itself = {"__class__": property(lambda _: plain), "__new__": lambda _, *args, **kwargs: plain(*args, **kwargs)}
+        plain._tracked = type(plain)(plain.__name__, (plain, _Tracked), names | itself)
+    object.__dict__["__class__"].__set__(penalty, plain._tracked)
 
-    def _number(self, name):
-        """A factor as the number that files and copies carry: one that opens again."""
-        factor = getattr(self, name)
-        try:
-            number = current(factor)
-        except Exception as error:
-            if not isinstance(factor, tf.Variable):
-                raise
-            raise ValueError(
-                f"The factor `{name}` of a regularizer {type(self).__name__} is a variable, and a copy or a file "
-                f"carries the number that it holds, which cannot be read here: {type(error).__name__}. Expected a "
-                f"variable that is initialized. Received: {name}={shown(factor)}"
-            ) from error
-        if not math.isfinite(number):
-            raise ValueError(
-                f"The factor `{name}` of a regularizer {type(self).__name__} is {number}, and a copy or a file that "
-                f"carries it could not be opened. Expected a finite number: assign one first, or keep the weights "
-                f"alone, by `save_weights` or `tf.train.Checkpoint`. Received: {name}={shown(factor)}"
-            )
-        return number
+
+def _blank():
+    blank = tf.__internal__.tracking.Trackable()
+    blank._maybe_initialize_trackable()
+    return blank
+
+
+_NOTES = frozenset(vars(_blank()))  # the attributes in which TensorFlow notes what it tracks

@@ -29,10 +29,11 @@ class L1(Penalty):
             `tf.Variable(..., trainable=False)`, which is read at each call inside traced and compiled functions too:
             `assign` takes effect at the next step. What files, `clone_model`, `deepcopy` and the copies inside a
             `Bidirectional` carry is its current value, which has to be finite then; `tf.train.Checkpoint` restores the
-            variable. As an activity regularizer, assign it (`layer.activity_regularizer = L1(variable)`): Keras does
-            not track what the constructor is given, so SavedModels and checkpoints would not find the variable. What
-            is set later is checked as the constructor checks it, but in a subclass with a `__call__` of its own, which
-            may keep there what it likes.
+            variable. Give it to the regularizer before a layer gets that, or call `set_regularizers` after: a layer
+            takes no notice of a variable that comes later. As an activity regularizer, assign it
+            (`layer.activity_regularizer = L1(variable)`): Keras does not track what the constructor is given, so
+            SavedModels and checkpoints would not find the variable. What is set later is checked as the constructor
+            checks it, but in a subclass with a `__call__` of its own, which may keep there what it likes.
         **kwargs: `l`, the name that `l1` had in old versions of Keras.
 
     Raises:

@@ -49,7 +49,7 @@ def route(x):
     """
     if under_xla():  # which fuses what TensorFlow differentiates, and sums right but on a CPU
         return "XLA" if _on_cpu(x) else "plain"
-    if not isinstance(x, tf.Tensor) or x.dtype.is_complex or _in_forward_mode(x):
+    if not isinstance(x, tf.Tensor) or x.dtype.is_complex or _in_forward_mode(x) or _loses_custom_gradients():
         return "plain"  # a KerasTensor records each op as a layer; complex gradients are left to TensorFlow
     size = x.shape.num_elements() or 0
     if tf.executing_eagerly():
@@ -63,7 +63,8 @@ def may_loop(x):
 
     And neither in forward mode nor in `tf.vectorized_map`, which lose the custom gradient and cannot follow a loop.
     """
-    return isinstance(x, tf.Tensor) and not (_in_forward_mode(x) or under_dtensor() or _in_vectorized_map())
+    lost = _in_forward_mode(x) or _in_vectorized_map() or _saving_without_custom_gradients()
+    return isinstance(x, tf.Tensor) and not lost and not under_dtensor()
 
 
 def _in_vectorized_map():
@@ -116,6 +117,15 @@ def is_small(x):
 def wants_gradient(x):
     """Whether a tape is there that records what is done to x. A gradient may be asked for without one, later."""
     return record is None or record.should_record_backprop([x])
+
+
+def _loses_custom_gradients():
+    """Whether custom gradients stay behind: when a graph of TensorFlow 1 is exported they do, as its names alone go."""
+    return _saving_without_custom_gradients() or not tf.compat.v1.executing_eagerly_outside_functions()
+
+
+def _saving_without_custom_gradients():
+    return saving() and not save_context.get_save_options().experimental_custom_gradients
 
 
 def saving():

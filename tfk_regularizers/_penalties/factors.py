@@ -13,9 +13,14 @@ def checked_factor(argument, value):
     if not hasattr(value, "assign"):
         return finite(argument, value)
     if not may_be_live(value):
-        expected = "a finite number, or a scalar floating tf.Variable(..., trainable=False)"
-        raise invalid(argument, expected, value)
+        raise invalid(argument, "a finite number, or a scalar floating tf.Variable(..., trainable=False)", value)
+    if value.synchronization is tf.VariableSynchronization.ON_READ and value.aggregation not in _SAME_EVERYWHERE:
+        expected = "a variable that replicas read as it is, with an aggregation of MEAN or ONLY_FIRST_REPLICA"
+        raise invalid(argument, expected, f"<a variable of {value.synchronization} and {value.aggregation}>")
     return value
+
+
+_SAME_EVERYWHERE = (tf.VariableAggregation.MEAN, tf.VariableAggregation.ONLY_FIRST_REPLICA)
 
 
 def may_be_live(value):
