@@ -423,7 +423,7 @@ def outcome(way, config, objects):
     if isinstance(result, (str, dict)) or result is tf_keras.regularizers.l1_l2:
         return "error"  # the built-in gives these back, to crash when the layer is built
     if isinstance(result, tf_keras.regularizers.Regularizer):
-        library = type(result).__module__.startswith(("tf_keras.", "tfk_regularizers."))
+        library = type(result).__module__.partition(".")[0] in ("tf_keras", "tfk_regularizers")
         config = {key: np.float32(value) for key, value in result.get_config().items() if key != "mode"}
         return ("library's" if library else "user's", type(result).__name__, config)
     return result
