@@ -1,10 +1,12 @@
 """PenaltyLogger against loops written by hand over the same batches, and what it must leave alone."""
 
+import contextlib
 import copy
 import csv
 import functools
 import io
 import pickle
+import sys
 import textwrap
 import zipfile
 
@@ -16,6 +18,7 @@ import tf_keras
 from libraries import needs_keras3
 
 from tfk_regularizers import L1, L2, PenaltyLogger, register, set_regularizers, unregister
+from tfk_regularizers._keras import training
 
 X = np.random.RandomState(0).randn(22, 3).astype("float32")
 Y = (X[:, :1] * 2 - X[:, 1:2] + 0.5).astype("float32")
@@ -793,6 +796,146 @@ def test_undone_where_no_hook_is_called_any_more(trains):
     assert set(vars(model)) == set(vars(plain))
     assert model.train_function is not None
     assert fit(model, validation_data=(X_VAL, Y_VAL)) == fit(plain, validation_data=(X_VAL, Y_VAL))
+
+
+def test_one_list_of_callbacks_for_two_models():
+    """Keras hands a list on to whichever model it is passed to; the parts are those of the model that runs."""
+    models = [build(L2(0.1), 0.1), build(L2(10.0), 0.001)]
+    alone = [fit(build(L2(0.1), 0.1), [PenaltyLogger()]), fit(build(L2(10.0), 0.001), [PenaltyLogger()])]
+    callbacks = tf_keras.callbacks.CallbackList([PenaltyLogger(), tf_keras.callbacks.History()], model=models[0])
+    for model, expected in zip(models, alone, strict=True):
+        model.fit(X, Y, BATCH, EPOCHS, shuffle=False, verbose=0, callbacks=callbacks)
+        assert callbacks.callbacks[1].history == expected
+        callbacks.callbacks[1].history = {}
+        step = model.train_function
+        logs = model.evaluate(X_VAL, Y_VAL, verbose=0, callbacks=callbacks, return_dict=True)
+        np.testing.assert_allclose(logs["penalty"], float(tf.add_n(model.losses)), rtol=1e-6)
+        assert model.train_function is step
+
+
+def test_traced_once_and_with_the_random_numbers_of_one_training():
+    """Also where each epoch is a `fit` of its own."""
+    logged = []
+    for callbacks in ([], [PenaltyLogger()]):
+        tf_keras.utils.set_random_seed(1)
+        traces = []
+
+        class Noisy(tf_keras.layers.Layer):
+            def call(self, inputs, traces=traces):
+                traces.append(1)
+                return inputs + tf.random.normal(tf.shape(inputs))
+
+        model = tf_keras.Sequential([tf_keras.Input((3,)), Noisy(), tf_keras.layers.Dense(1, kernel_regularizer="l2")])
+        model.compile(tf_keras.optimizers.SGD(0.0), "mse")
+        before = len(traces)
+        losses = [fit(model, [*callbacks], epochs=1)["loss"][0] for _ in range(4)]
+        assert len(set(losses)) == 4
+        assert len(traces) - before <= 2  # the last batch is smaller
+        logged.append(losses)
+    assert logged[0] == logged[1]
+
+
+@pytest.mark.parametrize("first", ["logged", "plain"])
+def test_step_that_is_a_tf_function(first):
+    class Traced(Subclassed):
+        @tf.function
+        def train_step(self, data):
+            return super().train_step(data)
+
+    tf_keras.utils.set_random_seed(1)
+    model = Traced()
+    model.build([None, 3])
+    model.compile(tf_keras.optimizers.SGD(0.01), "mse")
+    histories = [fit(model, [PenaltyLogger()] * (first == "logged" or turn > 0), epochs=1) for turn in range(2)]
+    expected = by_hand(subclassed(), rate=0.01)
+    for name in ("data_loss", "penalty"):
+        logged = [value for history in histories for value in history.get(name, [])]
+        np.testing.assert_allclose(logged, expected[name][-len(logged) :], rtol=1e-5)
+
+
+def test_function_that_bypasses_the_step():
+    class Own(Subclassed):
+        def make_train_function(self, force=False):
+            def run(iterator):
+                x, y = next(iterator)
+                return {"loss": tf.reduce_mean((self(x) - y) ** 2)}
+
+            self.train_function = run
+            return run
+
+    model = Own()
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="`make_train_function` whose function does not call `train_step`"):
+        fit(model, [PenaltyLogger()])
+    assert fit(model)["loss"]
+
+
+class Forwarding(tf_keras.callbacks.Callback):
+    """A callback that hands the calls of some hooks on to another one."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def set_model(self, model):
+        self.inner.set_model(model)
+
+    def on_train_begin(self, logs=None):
+        self.inner.on_train_begin(logs)
+
+    def on_test_begin(self, logs=None):
+        self.inner.on_test_begin(logs)
+
+
+class LateForwarding(Forwarding):
+    """One that does not even hand the model on."""
+
+    def set_model(self, model):
+        self.inner.model = model
+
+
+@pytest.mark.parametrize("cls", [Forwarding, LateForwarding])
+def test_inside_another_callback(cls):
+    expected = fit(build(), [PenaltyLogger()], validation_data=(X_VAL, Y_VAL))
+    assert fit(build(), [cls(PenaltyLogger())], validation_data=(X_VAL, Y_VAL)) == expected
+    model = build()
+    fit(model)
+    assert "data_loss" in model.evaluate(X_VAL, Y_VAL, verbose=0, callbacks=[cls(PenaltyLogger())], return_dict=True)
+
+
+def test_other_callbacks_keep_their_attributes():
+    other = tf_keras.callbacks.Callback()
+    other.stateful_metrics = ["mae"]
+    fit(build(), [other, PenaltyLogger()])
+    assert other.stateful_metrics == ["mae"]
+
+
+def test_interrupted_at_any_line_of_a_step():
+    """The model keeps its loss and its step, wherever Ctrl-C comes."""
+    model = build()
+    fit(model)
+    loss, step = model.compiled_loss, model.train_step
+    attributes = {"compiled_loss": "other", "train_step": "other", "new": 1}
+    code = training.in_place.__wrapped__.__code__
+    lines = {line for _, _, line in code.co_lines() if line is not None and line > code.co_firstlineno}
+
+    def interrupt(at, frame, event, argument):
+        if frame.f_code is code and event == "line" and frame.f_lineno == at:
+            raise KeyboardInterrupt
+        return functools.partial(interrupt, at)
+
+    for line in sorted(lines):
+        sys.settrace(functools.partial(interrupt, line))
+        try:
+            with contextlib.suppress(KeyboardInterrupt), training.in_place(model, **attributes):
+                pass
+        finally:
+            sys.settrace(None)
+        assert hasattr(model, "compiled_loss")
+        vars(model).update(compiled_loss=loss)
+        for name in ("train_step", "new"):
+            vars(model).pop(name, None)
+    assert model.train_step == step
 
 
 def test_hooks_find_the_step_that_runs():

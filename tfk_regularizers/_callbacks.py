@@ -27,10 +27,11 @@ class PenaltyLogger(tf_keras.callbacks.Callback):
     The model is never changed but while one of its steps runs: other callbacks see it, save it and evaluate it as
     without this one, and so does whoever comes after a `fit` that failed. Training is the same.
 
-    Cost: some operations on scalars in each step, 15 µs on two CPU cores; and a trace of the training and the test
-    step in each `fit`. (A factor that is a number, and was changed since the step was traced last, takes effect then.)
+    Cost: some operations on scalars in each step, 15 µs on two CPU cores; and one more trace of the training and the
+    test step, in the first `fit` with a PenaltyLogger after `compile`.
 
-    For tf_keras only, inside its `Model.fit` and `Model.evaluate`. A model with a `train_step` of its own may use it if
+    For tf_keras only, inside its `Model.fit` and `Model.evaluate`. In a `MultiWorkerMirroredStrategy` give it to all
+    workers or to none: they compute the means together. A model with a `train_step` of its own may use it if
     the step calls `self.compute_loss` or `self.compiled_loss` and returns a dict.
 
     Raises:
@@ -60,22 +61,28 @@ class PenaltyLogger(tf_keras.callbacks.Callback):
                 f"{type(model).__module__}.{type(model).__qualname__}"
             )
         super().set_model(model)
-        callbacks = training.calling(self)
-        if callbacks is not None and not hasattr(callbacks, _Split.ATTRIBUTE):
-            _Split(model, callbacks)
+        self._split()
 
     def on_train_begin(self, logs=None):
         self._check_loop()
 
     def on_test_begin(self, logs=None):
         self._check_loop()
+        self._split().begin_test_unless_begun()
+
+    def _split(self):
+        """What splits the loss for the list of callbacks that calls this one, None where there is none."""
+        callbacks = training.calling(self)
+        if callbacks is None:
+            return None
+        return getattr(callbacks, _Split.ATTRIBUTE, None) or _Split(callbacks)
 
     def _check_loop(self):
         if not tf.compat.v1.executing_eagerly_outside_functions():
             received = (
                 "a TensorFlow 1 graph, as after `tf.compat.v1.disable_eager_execution()`, whose steps it cannot see"
             )
-        elif not training.is_in_loop() or not hasattr(training.calling(self), _Split.ATTRIBUTE):
+        elif self._split() is None or training.running_model("fit", "evaluate") is None:
             received = "a call from another loop"
         else:
             return
@@ -95,76 +102,104 @@ class _Split:
 
     ATTRIBUTE = "_tfk_split"  # of the list
 
-    def __init__(self, model, callbacks):
+    def __init__(self, callbacks):
         setattr(callbacks, self.ATTRIBUTE, self)
-        self._train, self._test = _Parts(model, "train"), _Parts(model, "test")
+        self._train = self._test = None
         for name in [name for name in vars(_Split) if name.startswith("on_")]:
             setattr(callbacks, name, functools.partial(getattr(self, name), getattr(callbacks, name)))
+        bars = (tf_keras.callbacks.ProgbarLogger, tf_keras.callbacks.BaseLogger)
         for callback in callbacks.callbacks:
-            if hasattr(callback, "stateful_metrics"):  # of progress bars: what is a mean already
+            if isinstance(callback, bars):  # which take a mean of what is no mean already
                 callback.stateful_metrics = {*(callback.stateful_metrics or ()), *NAMES}
 
     def on_epoch_begin(self, call, epoch, logs=None):
-        self._train.reset()
+        self._train = _Parts.of(training.running_model("fit"), "train", begin=True)
         call(epoch, logs)
 
     def on_train_batch_begin(self, call, batch, logs=None):
         call(batch, logs)
-        self._train.stand_in_once()
+        if self._train is not None:
+            self._train = self._train.now()
+            self._train.stand_in_once()
 
     def on_train_batch_end(self, call, batch, logs=None):
+        if self._train is None:
+            return call(batch, logs)
         with self._train.shown():
-            call(batch, self._train.added(logs))
+            return call(batch, self._train.added(logs))
 
     def on_epoch_end(self, call, epoch, logs=None):
-        self._train.add_means(logs)
+        if self._train is not None:
+            self._train.add_means(logs)
         call(epoch, logs)
 
     def on_test_begin(self, call, logs=None):
-        self._test.reset()
+        self._test = None
+        self.begin_test_unless_begun()
         call(logs)
-        training.let_evaluation_call(self._test.function())
+
+    def begin_test_unless_begun(self):
+        """Before other hooks: the step of an evaluation is looked up by then, and what they set is of the next one."""
+        model = training.running_model("evaluate")
+        if self._test is None and model is not None:
+            self._test = _Parts.of(model, "test", begin=True)
+            training.let_evaluation_call(self._test.call)
 
     def on_test_batch_end(self, call, batch, logs=None):
-        call(batch, self._test.added(logs))
+        call(batch, logs if self._test is None else self._test.added(logs))
 
     def on_test_end(self, call, logs=None):
-        self._test.add_means(logs)
+        if self._test is not None:
+            self._test.add_means(logs)
         call(logs)
 
 
 class _Parts:
-    """The two parts of the loss, in the steps of one kind: "train" or "test"."""
+    """The two parts of the loss, in the steps of one kind: "train" or "test".
 
-    def __init__(self, model, kind):
-        self._model, self._kind, self._step = model, kind, f"{kind}_step"
-        self._means = self._plain = self._function = self._traced = self._last = None
-        self._called = False
+    They stay with the function of the model that they stand in for: a later `fit` goes on with what is traced, with its
+    random numbers, and what makes Keras trace anew (`compile`, for one) does so here.
+    """
 
-    def reset(self):
-        """Begin the two means anew."""
-        if self._means is None:
-            with self._model.distribute_strategy.scope():
-                self._means = [tf_keras.metrics.Mean(name) for name in NAMES]
-        for mean in self._means:
-            mean.reset_state()
-        self._called = False
+    ATTRIBUTE = "_tfk_parts"  # of the model's function
 
-    def function(self):
-        """A function in the place of the model's own for these steps: one of its own as long as that is the same."""
-        plain = training.step_function(self._model, self._kind)
-        if plain is not self._plain:
-            self._function, self._traced = training.another_step_function(self._model, self._kind)
-            self._plain = plain
-        return self._call
+    def __init__(self, model, kind, plain, means):
+        self._model, self._kind, self._step, self._plain, self.means = model, kind, f"{kind}_step", plain, means
+        self._function, self._traced = training.another_step_function(model, kind)
+        self._last, self._called = None, False
+
+    @classmethod
+    def of(cls, model, kind, begin=False, means=None):
+        """Those of a model; with both means begun anew, or with the means of those before, in the same epoch."""
+        plain = training.step_function(model, kind)
+        parts = getattr(plain, cls.ATTRIBUTE, None)
+        if parts is None or parts._model is not model or (means is not None and parts.means is not means):
+            if means is None:
+                with model.distribute_strategy.scope():
+                    means = [tf_keras.metrics.Mean(name) for name in NAMES]
+            parts = cls(model, kind, plain, means)
+            setattr(plain, cls.ATTRIBUTE, parts)
+        if begin:
+            parts._last, parts._called = None, False
+            for mean in parts.means:
+                mean.reset_state()
+        return parts
+
+    def now(self):
+        """Those that go on with these: others, if the model has another function since."""
+        if training.step_function(self._model, self._kind) is self._plain:
+            return self
+        parts = _Parts.of(self._model, self._kind, means=self.means)
+        parts._called = self._called
+        return parts
 
     def stand_in_once(self):
-        """Let the next step of the model be the one that `function` gives."""
-        own, name, function = vars(self._model), f"{self._kind}_function", self.function()
+        """Let the next step of the model be the one that knows the parts."""
+        own, name = vars(self._model), f"{self._kind}_function"
 
         def once(iterator):
             own[name] = self._plain
-            return function(iterator)
+            return self.call(iterator)
 
         own[name] = once
 
@@ -180,20 +215,24 @@ class _Parts:
         """Add both parts to the logs of an epoch, which Keras hands on to others afterwards."""
         if logs is None or not self._called:
             return
-        parts = _with_parts(logs, {mean.name: float(mean.result()) for mean in self._means})
+        parts = _with_parts(logs, {mean.name: float(mean.result()) for mean in self.means})
         logs.clear()
         logs.update(parts)
 
-    def _call(self, iterator):
-        loss, step = _SplitLoss(self._model.compiled_loss, self._means), getattr(self._model, self._step)
-        self._called, self._last = True, None
+    def call(self, iterator):
+        """A step, which notes its parts."""
+        model, step = self._model, training.python_step(self._model, self._kind)
+        loss = _SplitLoss(model.compiled_loss, self.means)
         checked = functools.partial(self._checked, step, loss)
-        with training.in_place(self._model, **{"compiled_loss": loss, self._step: checked}):
+        self._called, self._last = True, None
+        with training.in_place(model, **{"compiled_loss": loss, self._step: checked}):
             logs = self._function(iterator)
-        if isinstance(logs, Mapping):  # of a cluster's workers nothing is known yet
-            self._last = {name: logs[name] for name in NAMES if name in logs}
-            logs = {name: value for name, value in logs.items() if name not in NAMES}
-        return logs
+        if training.is_on_cluster(model):  # of whose workers nothing is known yet
+            return logs
+        if not isinstance(logs, Mapping) or not set(NAMES) <= set(logs):
+            raise _bypassed(model, f"a `make_{self._kind}_function` whose function does not call `{self._step}` anew")
+        self._last = {name: logs[name] for name in NAMES}
+        return {name: value for name, value in logs.items() if name not in NAMES}
 
     def _checked(self, step, loss, data):
         """A train_step or test_step, checked when it is traced: it has not run then, and no weight has changed."""
@@ -213,7 +252,7 @@ class _Parts:
             )
         if training.is_on_cluster(model):
             return logs
-        return _with_parts(logs, {mean.name: mean.result() for mean in self._means})
+        return _with_parts(logs, {mean.name: mean.result() for mean in self.means})
 
 
 def _with_parts(logs, parts):

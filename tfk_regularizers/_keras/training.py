@@ -28,36 +28,42 @@ def forget_traces(model: Any) -> None:
 
 
 def calling(callback: Any) -> Any:
-    """The list of callbacks that calls one of them now, if any: a callback is not handed it."""
-    for frame in _frames():
-        holder = frame.f_locals.get("self")
-        if isinstance(holder, tf_keras.callbacks.CallbackList) and any(one is callback for one in holder.callbacks):
-            return holder
-    return None
+    """The list of callbacks that calls one of them now, if any: a callback is not handed it.
+
+    One that holds it, or the nearest one: what is called may be a callback around it.
+    """
+    holders = [frame.f_locals.get("self") for frame in _frames()]
+    lists = [holder for holder in holders if isinstance(holder, tf_keras.callbacks.CallbackList)]
+    return next(
+        (one for one in lists if any(other is callback for other in one.callbacks)), lists[0] if lists else None
+    )
 
 
-def is_in_loop() -> bool:
-    """Whether this is called in `fit` or `evaluate` of Keras, whoever has wrapped them."""
-    return any(_is_in(frame, "fit") or _is_in(frame, "evaluate") for frame in _frames())
+def running_model(*methods: str) -> Any:
+    """The model in whose `fit` or `evaluate` of Keras this is called, whoever has wrapped them; None elsewhere."""
+    frame = _nearest(*methods)
+    return None if frame is None else frame.f_locals["self"]
 
 
 def let_evaluation_call(function: Any) -> None:
     """Let the evaluation that calls a hook call another function than the model's, for this one time."""
-    frame = next((frame for frame in _frames() if _is_in(frame, "evaluate")), None)
+    frame = _nearest("evaluate")
     runner = frame.f_locals.get("test_function_runner") if frame is not None else None
     if type(runner).__name__ == "_TestFunction":  # not one for shards of the data on the workers of a cluster
         runner._function = function  # type: ignore[union-attr]
 
 
+def _nearest(*methods: str) -> FrameType | None:
+    loops = tf_keras.Model.__module__
+    inside = (frame for frame in _frames() if frame.f_code.co_name in methods)
+    return next((frame for frame in inside if frame.f_globals.get("__name__") == loops), None)
+
+
 def _frames() -> Iterator[FrameType]:
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         yield frame
-        frame = frame.f_back  # type: ignore[assignment]
-
-
-def _is_in(frame: FrameType, method: str) -> bool:
-    return frame.f_code.co_name == method and frame.f_globals.get("__name__") == tf_keras.Model.__module__
+        frame = frame.f_back
 
 
 def step_function(model: Any, kind: str) -> Any:
@@ -85,13 +91,19 @@ def in_place(model: Any, **attributes: Any) -> Iterator[None]:
     """Let a model have other attributes for a time, past its tracking of what is set."""
     own = vars(model)
     before = {name: own[name] for name in attributes if name in own}
-    own.update(attributes)
     try:
+        own.update(attributes)
         yield
-    finally:
-        for name in attributes:
-            own.pop(name, None)
+    finally:  # in this order, so that Ctrl-C leaves no model without an attribute
         own.update(before)
+        for name in attributes.keys() - before.keys():
+            own.pop(name, None)
+
+
+def python_step(model: Any, kind: str) -> Any:
+    """The `train_step` or `test_step` of a model, as a function that runs at each call: not one that is traced."""
+    step = getattr(model, f"{kind}_step")
+    return getattr(step, "python_function", step)
 
 
 def is_on_cluster(model: Any) -> bool:
