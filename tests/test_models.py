@@ -880,3 +880,16 @@ class TestKeras3:
     def test_set_regularizers(self, model):
         with pytest.raises(TypeError, match=r"is for models of tf_keras\. Received: .* of type keras\."):
             set_regularizers(model, kernel_regularizer="l2")
+
+
+def test_a_weight_in_whose_place_a_wrapper_has_put_a_tensor():
+    """As wrappers that quantize do: the variable is still among the weights, and still penalized."""
+    model = sequential()
+    model.build((None, 4))
+    set_regularizers(model, kernel_regularizer=L2(0.1))
+    hidden = model.layers[0]
+    vars(hidden)["kernel"] = tf.identity(hidden.kernel)
+    assert set_regularizers(model, kernel_regularizer=None) == ["hidden/kernel", "head/kernel"]
+    assert model.losses == []
+    assert set_regularizers(model, kernel_regularizer=L2(0.1)) == ["hidden/kernel", "head/kernel"]
+    assert list(penalties(model)) == ["hidden/kernel", "head/kernel"]

@@ -539,6 +539,35 @@ def test_built_in_held_from_before_the_import_is_pickled(run_python, imports, tm
     assert printed.splitlines() == ["{'factor': 0.5, 'mode': 'columns'}", str(["tf_keras"] * 4)]
 
 
+def test_import_after_another_package_has_replaced_something(run_python):
+    program = """
+import sys, tf_keras
+source = sys.modules[tf_keras.regularizers.Regularizer.__module__]
+source.get = lambda identifier: identifier
+try:
+    import tfk_regularizers
+except ImportError as error:
+    print(error)
+"""
+    assert "another package has put `__main__.<lambda>` there" in run_python("-c", program)
+
+
+def test_imported_anew(run_python):
+    """Whoever purges sys.modules and imports again keeps what there was."""
+    program = """
+import pickle, sys
+import tfk_regularizers
+held = tfk_regularizers.L2(0.5)
+for name in [name for name in sys.modules if name.startswith("tfk_regularizers")]:
+    del sys.modules[name]
+import tfk_regularizers as anew
+import tf_keras
+assert type(held).__module__ == "tfk_regularizers"
+assert type(tf_keras.regularizers.get("l2")) is anew.L2 is not type(held)
+"""
+    run_python("-c", program)
+
+
 def test_import_is_silent_before_any_other(run_python):
     assert run_python("-W", "error", "-c", "import tfk_regularizers, tf_keras; print(tf_keras.regularizers.L2())") == (
         "L2(l2=0.01)\n"

@@ -56,7 +56,12 @@ def regularized_weight(layer: Any, keyword: str) -> list[Any]:
         return []
     name = keyword.removesuffix("_regularizer")
     weight = getattr(layer, name, None)
-    return _shards(weight if weight is not None else getattr(layer, f"{name}_kernel", None))
+    weight = weight if weight is not None else getattr(layer, f"{name}_kernel", None)
+    if weight is None or _shards(weight):
+        return _shards(weight)
+    # A wrapper has put what it makes of the variable in its place, as one that quantizes does.
+    names = (name, f"{name}_kernel")
+    return [variable for variable in own_weights(layer) if variable.name.rpartition("/")[2].split(":")[0] in names]
 
 
 def _shards(weight: Any) -> list[Any]:

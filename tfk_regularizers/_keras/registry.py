@@ -17,8 +17,14 @@ SOURCE: ModuleType = sys.modules[tf_keras.regularizers.Regularizer.__module__]
 
 def check_supported(names: Any) -> None:
     """Raise ImportError unless every internal that registration needs is where it is expected."""
-    missing = [name for name in ("keras_export", *names) if not hasattr(SOURCE, name)]
-    missing += [name for name in names if "_keras_api_names" not in vars(getattr(SOURCE, name, object))]
+    found = {name: getattr(SOURCE, name, None) for name in ("keras_export", *names)}
+    for name, value in found.items():
+        if name in names and value is not None and "_keras_api_names" not in vars(value):
+            raise ImportError(
+                f"tfk_regularizers cannot take the place of `{name}` in {SOURCE.__name__}, for another package has put "
+                f"`{value.__module__}.{value.__qualname__}` there. Import tfk_regularizers first."
+            )
+    missing = [name for name, value in found.items() if value is None]
     if missing:
         raise ImportError(
             f"tfk_regularizers supports {SUPPORTED}, and the installed tf-keras {tf_keras.__version__} lacks "
@@ -39,14 +45,17 @@ def keep_importable(builtin: Any) -> None:
 
     The module of the public names has a second name, and as a module of that name it keeps what it imports now.
     """
-    builtin.__module__ = importlib.import_module(_SECOND_NAME).__name__
+    second = importlib.import_module(_SECOND_NAME).__name__
+    if builtin.__module__ == SOURCE.__name__:
+        builtin.__module__ = second
     vars(tf_keras.regularizers).pop("__init__", None)  # none of its names
 
 
 def forget_importable(builtins: Iterable[Any]) -> None:
     """Undo `keep_importable`."""
     for builtin in builtins:
-        builtin.__module__ = SOURCE.__name__
+        if builtin.__module__ == _SECOND_NAME:
+            builtin.__module__ = SOURCE.__name__
     sys.modules.pop(_SECOND_NAME, None)
 
 
