@@ -13,10 +13,14 @@ from tfk_regularizers._penalties.reductions import result_dtype, total_in_xla, w
 
 
 class L1(Penalty):
-    """Pulls weights to exactly zero: adds `l1 * sum(abs(x))` to the loss.
+    """Pulls weights to zero, small ones as hard as large ones: adds `l1 * sum(abs(x))` to the loss.
 
     Formula: `l1 * Σ|x|` over all elements of a tensor of any shape, ragged ones included. Gradient: `l1 * sign(x)`, 0
     at 0.
+
+    What the data does not hold against that comes close to zero, not onto it: a step of any of Keras's optimizers leaps
+    over 0 and back. For exact zeros cut what is small after training, as `examples/anneal_l1.py` does; for whole units
+    see `GroupLasso`.
 
     May be passed to a layer as the string `"l1"`, which means `L1(l1=0.01)`.
 
@@ -66,6 +70,11 @@ class L2(Penalty):
     """Keeps weights small: adds `l2 * sum(square(x))` to the loss.
 
     Formula: `l2 * Σx²` over all elements of a tensor of any shape (`|x|²` for complex ones). Gradient: `2 * l2 * x`.
+
+    As the `embeddings_regularizer` of a large table it costs more than the rest of a step: all rows are read, and all
+    are updated, where the step would touch those alone that were looked up (`examples/embedding_table.py`). An
+    `activity_regularizer` of the `Embedding` penalizes just these, each as often as it occurs, and divides by the size
+    of the batch, as Keras does with any activity penalty.
 
     May be passed to a layer as the string `"l2"`, which means `L2(l2=0.01)`.
 

@@ -64,7 +64,11 @@ class OrthogonalRegularizer(Penalty):
     | `Embedding` | (tokens, dimensions) | the tokens' vectors | the dimensions |
     | `Conv1D/2D/3D` | (*size, channels, filters) | what leaves a tap and channel | the filters |
     | `Conv2D/3DTranspose` | (*size, filters, channels) | what leads to a tap and filter | the input channels |
-    | `DepthwiseConv2D` | (*size, channels, multiplier) | what leaves a tap and channel | the multipliers |
+    | `DepthwiseConv1D/2D` | (*size, channels, multiplier) | what leaves a tap and channel | the multipliers |
+    | `SeparableConv1D/2D`, depthwise | (*size, channels, multiplier) | the same | the same |
+    | `SeparableConv1D/2D`, pointwise | (1, …, channels * multiplier, filters) | what leaves a channel | the filters |
+    | `SimpleRNN`, `GRU`, `LSTM` | (inputs, gates * units) | the weights that leave an input | the gates of the units |
+    | the same, recurrent | (units, gates * units) | the weights that leave a unit | the gates of the units |
     | `MultiHeadAttention`, query, key, value | (features, heads, size) | features of a head | the entries of a head |
     | `MultiHeadAttention`, output | (heads, size, features) | entries of the heads | the output features |
 
