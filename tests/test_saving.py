@@ -374,6 +374,12 @@ def test_subclass_that_holds_a_variable(ours, plain, report):
     assert open_subclass(ours) == open_subclass(plain) == report["subclass"] == [3.0] * 3
 
 
+@pytest.mark.parametrize("file", ["subclass.keras", "subclass.h5", "subclass"])
+def test_subclass_that_is_registered_needs_no_custom_objects(ours, file):
+    """The built-in finds it in an .h5 file under the name of the class alone, which is not registered."""
+    assert type(tf_keras.models.load_model(ours / file).layers[0].kernel_regularizer) is Counting
+
+
 def test_shared_regularizer_is_loaded_wherever_it_was(tmp_path):
     shared = tfk.L2(0.5)
     layers = [tf_keras.layers.Dense(2, kernel_regularizer=shared, bias_regularizer=shared, input_shape=(3,))]

@@ -126,6 +126,8 @@ def deserialize(config, custom_objects=None, use_legacy_format=False):
         config = {**config, "module": "keras.regularizers"}
         if config.get("registered_name") and config["registered_name"] not in custom and names[0] in custom:
             config["registered_name"] = names[0]  # the one name that it looks for
+        elif names[0] == config["class_name"] and names[0] not in custom and names[-1] in custom:
+            config["class_name"] = names[-1]  # the one name that it looks for while it opens an .h5 file
     saving = tf_keras.utils.legacy if use_legacy_format else tf_keras.saving
     try:
         result = saving.deserialize_keras_object(
