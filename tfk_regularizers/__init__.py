@@ -11,6 +11,7 @@ from tfk_regularizers._penalties import (
     L2,
     OrthogonalRegularizer,
     SampledOrthogonalRegularizer,
+    Sum,
     l1_l2,
 )
 from tfk_regularizers._registration import register, unregister
@@ -29,6 +30,7 @@ __all__ = [
     "PenaltyLogger",
     "Regularizer",
     "SampledOrthogonalRegularizer",
+    "Sum",
     "deserialize",
     "get",
     "l1",

@@ -7,6 +7,7 @@ from tfk_regularizers._penalties.base import Penalty
 from tfk_regularizers._penalties.elementwise import L1, L1L2, L2, l1_l2
 from tfk_regularizers._penalties.orthogonal import OrthogonalRegularizer
 from tfk_regularizers._penalties.sampled_orthogonal import SampledOrthogonalRegularizer
+from tfk_regularizers._penalties.sums import Sum
 
 
 class Entry(NamedTuple):
@@ -27,4 +28,5 @@ PENALTIES = (
         in_keras=True,
     ),
     Entry(SampledOrthogonalRegularizer, {"SampledOrthogonalRegularizer": SampledOrthogonalRegularizer}),
+    Entry(Sum, {}),  # no string can say of what
 )

@@ -34,6 +34,18 @@ class Penalty(tf_keras.regularizers.Regularizer):  # type: ignore[misc]
             arguments = {name: readable(value) for name, value in vars(self).items() if not name.startswith("_")}
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in arguments.items())})"
 
+    def __add__(self, other):
+        """A regularizer that gives both penalties."""
+        from tfk_regularizers._penalties.sums import added  # which knows the classes that are made of this one
+
+        return added(self, other)
+
+    def __radd__(self, other):
+        """The same from the other side: what `sum` begins with, and regularizers that are not of this package."""
+        from tfk_regularizers._penalties.sums import added
+
+        return added(other, self)
+
     def __setattr__(self, name, value):
         """Keep factors valid. What a subclass with a `__call__` of its own keeps in them is its own affair."""
         if name in self._factors and _is_ours(type(self).__call__):
