@@ -49,6 +49,11 @@ def get(identifier):
         )
     if callable(identifier):
         return identifier
+    if isinstance(identifier, (list, tuple)):
+        raise ValueError(
+            f"Expected one regularizer. Received: {shown(identifier)}; for the sum of several write `L2() + "
+            "OrthogonalRegularizer()`, or `sum(...)` of a list of them."
+        )
     raise ValueError(
         f"Could not interpret regularizer identifier: {shown(identifier)}. Expected a regularizer, such as `L2(0.01)`, "
         "its name, its config or None."
