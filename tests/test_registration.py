@@ -471,7 +471,8 @@ import keras
 import numpy as np
 
 path = sys.argv[1]
-for regularizer in ("l1_l2", tfk.L2(0.5), tfk.OrthogonalRegularizer(0.5), tfk.SampledOrthogonalRegularizer(0.5)):
+total = tfk.L2(0.5) + tfk.OrthogonalRegularizer(0.5)
+for regularizer in ("l1_l2", tfk.L2(0.5), total, total.regularizers[1], tfk.SampledOrthogonalRegularizer(0.5)):
     layer = keras.layers.Dense(3, kernel_initializer="ones", kernel_regularizer=regularizer)
     model = keras.Sequential([keras.layers.Input((4,)), layer])
     model.compile("sgd", "mse")
@@ -622,7 +623,7 @@ def test_rest_of_keras_3_is_untouched():
     assert set(registered) - set(table) == {"l1_l2"}
     assert all(registered[name] is table[name] for name in table)
     assert facade == dict(vars(tf.keras.regularizers))
-    ours = {f"tfk_regularizers>{cls.__name__}" for cls in (*CLASSES, tfk.SampledOrthogonalRegularizer)}
+    ours = {f"tfk_regularizers>{cls.__name__}" for cls in (*CLASSES, tfk.SampledOrthogonalRegularizer, tfk.Sum)}
     assert set(objects) - set(saving.get_custom_objects()) == ours
     assert saving.get_registered_name(tfk.L2) == "L2"
 

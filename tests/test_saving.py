@@ -377,7 +377,7 @@ def test_subclass_that_holds_a_variable(ours, plain, report):
 @pytest.mark.parametrize("file", ["subclass.keras", "subclass.h5", "subclass"])
 def test_subclass_that_is_registered_needs_no_custom_objects(ours, file):
     """The built-in finds it in an .h5 file under the name of the class alone, which is not registered."""
-    assert type(tf_keras.models.load_model(ours / file).layers[0].kernel_regularizer) is Counting
+    assert isinstance(tf_keras.models.load_model(ours / file).layers[0].kernel_regularizer, Counting)
 
 
 def test_shared_regularizer_is_loaded_wherever_it_was(tmp_path):

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tf_keras
 
 from tfk_regularizers._penalties.arguments import invalid, shown
-from tfk_regularizers._penalties.base import _SAVED, Penalty
+from tfk_regularizers._penalties.base import _SAVED, Penalty, _track
 from tfk_regularizers._penalties.elementwise import L1, L1L2, L2
 
 
@@ -30,7 +30,8 @@ class Sum(Penalty):
     are terms like others, and a `Sum` keeps the terms that it has.)
 
     A sum holds its terms themselves: a factor that is set on one of them later is seen. It keeps them in a tuple,
-    `regularizers`, which may be replaced.
+    `regularizers`, which may be replaced. (A variable that serves as a factor of a term is best there before the sum is
+    made: then checkpoints and SavedModels find it.)
 
     tf_keras has no such class. It is registered as `tfk_regularizers>Sum`, and a file that contains one opens only
     where this package is imported.
@@ -69,7 +70,10 @@ class Sum(Penalty):
         return f"{self.__class__.__name__}([{', '.join(terms)}])"
 
     def __setattr__(self, name, value):
+        """Keep the terms valid, and let TensorFlow find the variables of those that it tracks."""
         super().__setattr__(name, _flat(value) if name == "regularizers" else value)
+        if name == "regularizers" and any(map(_is_trackable, self.regularizers)):
+            _track(self)
 
     def get_config(self):
         return {"regularizers": [_serialized(regularizer) for regularizer in self.regularizers]}
