@@ -49,14 +49,10 @@ def get(identifier):
         )
     if callable(identifier):
         return identifier
-    if isinstance(identifier, (list, tuple)):
-        raise ValueError(
-            f"Expected one regularizer. Received: {shown(identifier)}; for the sum of several write `L2() + "
-            "OrthogonalRegularizer()`, or `sum(...)` of a list of them."
-        )
+    several = " For several on one weight write `L2() + OrthogonalRegularizer()`."
     raise ValueError(
         f"Could not interpret regularizer identifier: {shown(identifier)}. Expected a regularizer, such as `L2(0.01)`, "
-        "its name, its config or None."
+        f"its name, its config or None.{several if isinstance(identifier, (list, tuple)) else ''}"
     )
 
 
@@ -131,7 +127,7 @@ def deserialize(config, custom_objects=None, use_legacy_format=False):
         config = {**config, "module": "keras.regularizers"}
         if config.get("registered_name") and config["registered_name"] not in custom and names[0] in custom:
             config["registered_name"] = names[0]  # the one name that it looks for
-        elif names[0] == config["class_name"] and names[0] not in custom and names[-1] in custom:
+        elif not use_legacy_format and names[0] == config["class_name"] not in custom and names[-1] in custom:
             config["class_name"] = names[-1]  # the one name that it looks for while it opens an .h5 file
     saving = tf_keras.utils.legacy if use_legacy_format else tf_keras.saving
     try:
