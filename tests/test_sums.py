@@ -552,6 +552,13 @@ def test_users_term_that_keras_3_alone_knows(tmp_path, how):
     assert [float(loss) for loss in loaded.losses] == [float(loss) for loss in model.losses]
 
 
+@needs_keras3
+def test_regularizer_of_keras_3_under_a_name_of_ours_is_no_term():
+    config = two().get_config()
+    with sys.modules["keras"].saving.custom_object_scope({"L2": KERAS3.regularizers.L2}):
+        assert repr(tfk.Sum.from_config(config)) == repr(two())
+
+
 # --- on models --------------------------------------------------------------------------------------------------------
 
 

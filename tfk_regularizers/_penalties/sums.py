@@ -227,7 +227,7 @@ def _serialized(regularizer):
 
 
 def _objects_of_keras3(configs):
-    """What configs name and is among the custom objects of Keras 3 alone, of a scope or registered.
+    """The classes that configs name and that are custom objects of Keras 3 alone, of a scope or registered.
 
     A Keras that opens a file of its own knows of no other.
     """
@@ -235,7 +235,8 @@ def _objects_of_keras3(configs):
     keys = ("class_name", "registered_name") if saving is not None else ()
     names = [config.get(key) for config in configs if isinstance(config, dict) for key in keys]
     found = {name: saving.get_registered_object(name) for name in names if not _is_registered(name)}
-    return {name: obj for name, obj in found.items() if obj is not None}
+    base = tf_keras.regularizers.Regularizer
+    return {name: cls for name, cls in found.items() if isinstance(cls, type) and issubclass(cls, base)}
 
 
 def _saving_of_keras3():
