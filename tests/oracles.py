@@ -35,6 +35,24 @@ def orthogonal(x, factor, mode):
     return scale * np.abs(gram).sum(), inverse * (by_u - through_length)
 
 
+def soft_orthogonal(x, factor, mode, diagonal):
+    """Value and gradient, by the whole Gram matrix."""
+    if mode == "columns":
+        value, gradient = soft_orthogonal(x.T, factor, "rows", diagonal)
+        return value, gradient.T
+    difference = x @ x.T
+    np.fill_diagonal(difference, np.diag(difference) - 1 if diagonal else 0)
+    return factor * (difference**2).sum(), 4 * factor * difference @ x
+
+
+def group_lasso(x, factor, mode):
+    """Value and gradient."""
+    axis = 0 if mode == "columns" else 1
+    factor *= np.sqrt(x.shape[axis])
+    lengths = np.sqrt((x**2).sum(axis, keepdims=True))
+    return factor * lengths.sum(), factor * x / np.where(lengths == 0, 1, lengths)
+
+
 PENALTIES = {
     "l1": (lambda regularizers: regularizers.L1(0.3), lambda x: l1(x, 0.3)),
     "l2": (lambda regularizers: regularizers.L2(0.3), lambda x: l2(x, 0.3)),
@@ -46,5 +64,21 @@ PENALTIES = {
     "columns": (
         lambda regularizers: regularizers.OrthogonalRegularizer(0.3, "columns"),
         lambda x: orthogonal(x, 0.3, "columns"),
+    ),
+    "soft rows": (
+        lambda regularizers: regularizers.SoftOrthogonalRegularizer(0.3),
+        lambda x: soft_orthogonal(x, 0.3, "rows", True),
+    ),
+    "soft columns, lengths free": (
+        lambda regularizers: regularizers.SoftOrthogonalRegularizer(0.3, "columns", diagonal=False),
+        lambda x: soft_orthogonal(x, 0.3, "columns", False),
+    ),
+    "group columns": (
+        lambda regularizers: regularizers.GroupLasso(0.3),
+        lambda x: group_lasso(x, 0.3, "columns"),
+    ),
+    "group rows": (
+        lambda regularizers: regularizers.GroupLasso(0.3, "rows"),
+        lambda x: group_lasso(x, 0.3, "rows"),
     ),
 }

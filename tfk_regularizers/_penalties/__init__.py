@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 from tfk_regularizers._penalties.base import Penalty
 from tfk_regularizers._penalties.elementwise import L1, L1L2, L2, l1_l2
+from tfk_regularizers._penalties.group_lasso import GroupLasso
 from tfk_regularizers._penalties.orthogonal import OrthogonalRegularizer
 from tfk_regularizers._penalties.sampled_orthogonal import SampledOrthogonalRegularizer
+from tfk_regularizers._penalties.soft_orthogonal import SoftOrthogonalRegularizer
 from tfk_regularizers._penalties.sums import Sum
 
 
@@ -28,5 +30,7 @@ PENALTIES = (
         in_keras=True,
     ),
     Entry(SampledOrthogonalRegularizer, {"SampledOrthogonalRegularizer": SampledOrthogonalRegularizer}),
+    Entry(SoftOrthogonalRegularizer, {"SoftOrthogonalRegularizer": SoftOrthogonalRegularizer}),
+    Entry(GroupLasso, {"GroupLasso": GroupLasso}),
     Entry(Sum, {}),  # no string can say of what
 )

@@ -52,6 +52,13 @@ def row_or_column_mode(mode):
     return str(mode)
 
 
+def checked_flag(argument, value):
+    """The value as a Python bool, if it is one, or one of NumPy's."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise invalid(argument, "True or False", value)
+    return bool(value)
+
+
 def checked_sample_size(value):
     try:
         size = operator.index(value)

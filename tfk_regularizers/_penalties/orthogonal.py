@@ -72,6 +72,10 @@ class OrthogonalRegularizer(Penalty):
     | `MultiHeadAttention`, query, key, value | (features, heads, size) | features of a head | the entries of a head |
     | `MultiHeadAttention`, output | (heads, size, features) | entries of the heads | the output features |
 
+    Cosines are the choice where the directions alone should differ, whatever the lengths, and where a small overlap
+    should go to exactly zero: scale does not matter, and every pair is pulled alike. `SoftOrthogonalRegularizer` takes
+    squares of inner products, which also pull the lengths to 1.
+
     Differs from tf_keras: kernels of more than two axes, single rows and unknown shapes work, float16 and bfloat16 are
     computed in float32 and give a float32 result.
 
@@ -114,10 +118,10 @@ class OrthogonalRegularizer(Penalty):
         return {"factor": self._number("factor"), "mode": self.mode}
 
 
-def warn_of_shard(name, x):
+def warn_of_shard(name, x, does="compares the rows"):
     if execution.is_shard(x):
         warnings.warn(
-            f"{name} was called on a shard of a partitioned variable, and compares the rows of each shard alone. For "
+            f"{name} was called on a shard of a partitioned variable, and {does} of each shard alone. For "
             "the whole, leave the regularizer out and use `layer.add_loss(lambda: regularizer(layer.kernel))`.",
             stacklevel=3,
         )

@@ -1,0 +1,148 @@
+"""Group lasso: the sum of the lengths of the columns or rows of a kernel, which takes whole ones to zero.
+
+*Lengths that float32 cannot square.* The square of 1e-30 is 0 there, that of 1e30 is infinite. So the plain squares are
+summed first, and only where the sum of some group is too small or too large for what is derived from it, all groups are
+summed again, each times a power of two that its sum chooses: exact, and a constant to whoever differentiates. With m
+the largest exponent (128 in float32), sums between 2^(±5m/8) are as they were, and others come to lie between them.
+"""
+
+import contextlib
+import math
+
+import tensorflow as tf
+
+from tfk_regularizers._penalties import execution
+from tfk_regularizers._penalties.arguments import row_or_column_mode
+from tfk_regularizers._penalties.base import Penalty
+from tfk_regularizers._penalties.factors import checked_factor, scaled
+from tfk_regularizers._penalties.inputs import matrix
+from tfk_regularizers._penalties.orthogonal import warn_of_shard
+from tfk_regularizers._penalties.reductions import size, squares_along, wide
+
+
+class GroupLasso(Penalty):
+    """Pulls whole units to exactly zero, for pruning them: adds the lengths of the columns (or rows) of a kernel.
+
+    Formula: `factor * sqrt(d) * Σᵢ ‖xᵢ‖₂`, where the xᵢ are the columns (or rows) of the matrix x, and d is the number
+    of elements in each: so groups of kernels of different shapes are pulled alike. Gradient:
+    `factor * sqrt(d) * xᵢ / ‖xᵢ‖₂`, 0 at a zero group, so a zero group stays where it is. Lengths whose squares
+    overflow or vanish in the dtype of x are right.
+
+    A kernel of more than two axes is taken as the matrix (product of all axes but the last, last axis), as by
+    `OrthogonalRegularizer`, whose table says what columns and rows are for each layer: `mode="columns"` stands for the
+    units of a `Dense` layer and the filters of a convolution, `mode="rows"` for the inputs of a `Dense` layer and the
+    tokens of an `Embedding`.
+
+    A gradient step takes a group close to zero, and across it, but rarely onto it: cut what is short after training.
+
+    A parameter server strategy that partitions a variable, which it does by rows, calls its regularizer once a shard:
+    exact for rows, while columns are those of each shard (a warning says so).
+
+    tf_keras has no such class. It is registered as `tfk_regularizers>GroupLasso`, and a file that contains one opens
+    only where this package is imported. float16 and bfloat16 are summed in float32 and give a float32 result.
+
+    Args:
+        factor: A finite number, the factor of the penalty; or a variable, as for `L1`. Defaults to 0.01. Mutable, and
+            read at each call.
+        mode: `"columns"` or `"rows"`, the groups. Defaults to `"columns"`.
+
+    Raises:
+        ValueError: If `factor` is not a finite number or `mode` is none of the two; when called, if x has fewer than
+            two axes.
+        TypeError: When called, if x is not of a floating dtype.
+
+    >>> GroupLasso(factor=0.5)
+    GroupLasso(factor=0.5, mode='columns')
+    >>> float(GroupLasso(factor=1.0)([[3.0, 0.0], [4.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
+    10.0
+
+    References:
+        Yuan and Lin, "Model Selection and Estimation in Regression with Grouped Variables", 2006; Wen et al., "Learning
+        Structured Sparsity in Deep Neural Networks", 2016.
+    """
+
+    _factors = ("factor",)
+
+    def __init__(self, factor=0.01, mode="columns"):
+        self.factor = checked_factor("factor", factor)
+        self.mode = row_or_column_mode(mode)
+
+    def __call__(self, inputs):
+        axis = 0 if row_or_column_mode(self.mode) == "columns" else 1
+        if axis == 0:
+            warn_of_shard("GroupLasso", inputs, "takes the columns")
+        x = matrix("GroupLasso", inputs)
+        lengths, d = sum_of_lengths(x, axis), size(x, axis)
+        if isinstance(d, int):
+            return scaled(self.factor, lengths, times=math.sqrt(d))
+        return scaled(self.factor, tf.sqrt(tf.cast(d, lengths.dtype)) * lengths)
+
+    def get_config(self):
+        return {"factor": self._number("factor"), "mode": self.mode}
+
+
+def sum_of_lengths(x, axis):
+    """Σ ‖xᵢ‖₂ over the slices of the matrix x that lie along an axis, a scalar of `result_dtype(x)`."""
+    if execution.may_loop(x) and not execution.saving():
+        return _by_hand(x, axis)
+    scales, roots = _differentiable_roots(wide(x), axis)
+    return tf.reduce_sum(roots / scales)
+
+
+def _scales(squares):
+    """By what power of two to multiply each group, given the sums of its squares. A NaN is none that needs it."""
+    power = 2.0 ** (math.frexp(squares.dtype.max)[1] * 5 // 8)
+    large, small = (tf.cast(which, squares.dtype) for which in (squares > power, squares < 1 / power))
+    return (1.0 - large - small) + large / power + small * power
+
+
+def _differentiable_roots(x, axis):
+    """The scale of each group and its length times that, in two passes that TensorFlow can differentiate at will."""
+    in_xla = execution.route(x) == "XLA"
+    scales = _scales(squares_along(tf.stop_gradient(x), axis, in_xla))
+    return scales, _roots(squares_along(x * scales, axis, in_xla))
+
+
+def _roots(squares):
+    """Square roots, with 0 as the derivative at 0, which otherwise is infinite."""
+    zeros = tf.cast(tf.equal(squares, 0.0), squares.dtype)
+    return (tf.sqrt(squares + zeros) - zeros) * (1.0 - zeros)
+
+
+def _by_hand(x, axis):
+    """Σ ‖xᵢ‖₂ in one pass over x where no group needs a scale, and its gradient in one more.
+
+    The gradient takes the lengths of the value. What is derived from it makes them anew, by what can be differentiated.
+    """
+    here, inside, route = execution.here, execution.inside, execution.route(x)
+    scope = tf.xla.experimental.jit_scope if route == "fused" else contextlib.nullcontext
+    in_xla = route in ("XLA", "fused")
+
+    @tf.custom_gradient
+    def directions(x, by, scales, roots):  # of the groups, times `by`
+        def second(w):
+            at, along = wide(here(x)), wide(here(w))
+            scales, roots = _differentiable_roots(at, axis)
+            units = tf.math.divide_no_nan(at * scales, roots)
+            cosines = tf.reduce_sum(units * along, axis=axis, keepdims=True)
+            across = tf.math.divide_no_nan(here(by), roots) * (along - units * cosines) * scales
+            return tf.cast(across, x.dtype), tf.reduce_sum(cosines), None, None
+
+        with scope():
+            result = wide(inside(x)) * scales * tf.math.divide_no_nan(inside(by), roots)
+            return tf.cast(result, x.dtype), second
+
+    @tf.custom_gradient
+    def value(x):
+        with scope():
+            plain = squares_along(wide(inside(x)), axis, in_xla)
+        scales = _scales(plain)
+
+        def again():
+            with scope():
+                return squares_along(wide(here(inside(x))) * scales, axis, in_xla)
+
+        roots = _roots(tf.cond(tf.reduce_all(scales == 1), lambda: here(plain), again))
+        return tf.reduce_sum(roots / scales), lambda dy: directions(here(x), here(dy), here(scales), here(roots))
+
+    return value(here(x))
