@@ -28,7 +28,7 @@ from differentiation import value_and_gradient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from oracles import l1, l1_l2, l2, orthogonal
+from oracles import PENALTIES, l1, l1_l2, l2, orthogonal
 
 import tfk_regularizers as tfk
 
@@ -777,7 +777,7 @@ def test_import_adds_no_other_module(deterministic):
 @pytest.mark.heavy
 def test_two_deterministic_runs_are_equal_bit_by_bit(deterministic):
     cases = {name: same for name, same in deterministic.items() if name != "imported"}
-    assert len(cases) == 3 * 3 * 5 + 2 * 3 * 2
+    assert len(cases) == 3 * 3 * len(PENALTIES) + 2 * 3 * 2
     assert [name for name, same in cases.items() if not same] == []
 
 
@@ -853,5 +853,5 @@ def test_tensorflow_1_graphs(run_python, before):
     program = f"TESTS = {str(pathlib.Path(__file__).parent)!r}\nIMPORTED_BEFORE = {before}\n{GRAPHS}"
     result = json.loads(run_python("-c", program))
     assert result.pop("eager") is False
-    assert len(result) == 2 * 5 * 2 + 4
+    assert len(result) == 2 * len(PENALTIES) * 2 + 4
     assert {name: difference for name, difference in result.items() if not difference < 1e-6} == {}

@@ -184,6 +184,10 @@ PENALTIES = {
     "l1_l2": tfk.L1L2(0.3, 0.7),
     "rows": tfk.OrthogonalRegularizer(0.3),
     "columns": tfk.OrthogonalRegularizer(0.3, "columns"),
+    "soft rows": tfk.SoftOrthogonalRegularizer(0.3),
+    "soft columns, lengths free": tfk.SoftOrthogonalRegularizer(0.3, "columns", diagonal=False),
+    "group columns": tfk.GroupLasso(0.3),
+    "group rows": tfk.GroupLasso(0.3, "rows"),
     "sampled": tfk.SampledOrthogonalRegularizer(0.3, sample_size=100),
 }
 random = np.random.default_rng(0)

@@ -228,7 +228,7 @@ import tfk_regularizers as tfk
 
 print(keras.backend.backend())
 for regularizer in (tfk.L1(), tfk.L2(), tfk.L1L2(0.1, 0.1), tfk.OrthogonalRegularizer(),
-                    tfk.SampledOrthogonalRegularizer()):
+                    tfk.SampledOrthogonalRegularizer(), tfk.SoftOrthogonalRegularizer(), tfk.GroupLasso()):
     layer = keras.layers.Dense(3, kernel_regularizer=regularizer)
     layer.build((None, 2))
     try:
@@ -249,6 +249,6 @@ def test_process_with_another_backend(run_python, tmp_path, backend):
     script.write_text(OTHER)
     first, *errors, last = run_python(script, KERAS_BACKEND=backend, TF_CPP_MIN_LOG_LEVEL="3").splitlines()
     assert (first, last) == (backend, "3.0")
-    assert len(errors) == 5
+    assert len(errors) == 7
     for error in errors:
         assert f"Keras 3 runs on its '{backend}' backend" in error

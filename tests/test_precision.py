@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from differentiation import assert_close
+from libraries import IN_KERAS
 from oracles import PENALTIES
 
 import tfk_regularizers as tfk
@@ -186,7 +187,7 @@ def test_float64_losses_are_right_to_the_last_digits(name, sizes):
 
 
 @pytest.mark.usefixtures("float64")
-@penalties
+@pytest.mark.parametrize("name", IN_KERAS)
 def test_float64_trains_as_with_the_built_in(builtin, name):
     (expected_losses, _, expected), (losses, before, weights) = (
         fitted(build(module, name, places_of_the_built_in(name))) for module in (builtin, tfk)

@@ -1,9 +1,10 @@
 """Group lasso: the sum of the lengths of the columns or rows of a kernel, which takes whole ones to zero.
 
-*Lengths that float32 cannot square.* The square of 1e-30 is 0 there, that of 1e30 is infinite. So the plain squares are
-summed first, and only where the sum of some group is too small or too large for what is derived from it, all groups are
-summed again, each times a power of two that its sum chooses: exact, and a constant to whoever differentiates. With m
-the largest exponent (128 in float32), sums between 2^(±5m/8) are as they were, and others come to lie between them.
+*Lengths that float32 cannot square.* The square of 1e-30 is 0 there, that of 1e30 is infinite. So the squares are
+summed twice: as they are, and times a power of two that the first sum chooses for each group, exact, and a constant to
+whoever differentiates. With m the largest exponent (128 in float32), groups whose sum lies between 2^(±5m/8) stay as
+they are. Each sum is one pass over x that writes nothing where XLA fuses it; in eager the second is left out if no
+group needs it. (In a graph a `tf.cond` could leave it out, and no order of differentiation gets through that in XLA.)
 """
 
 import contextlib
@@ -97,10 +98,12 @@ def _scales(squares):
 
 
 def _differentiable_roots(x, axis):
-    """The scale of each group and its length times that, in two passes that TensorFlow can differentiate at will."""
-    in_xla = execution.route(x) == "XLA"
-    scales = _scales(squares_along(tf.stop_gradient(x), axis, in_xla))
-    return scales, _roots(squares_along(x * scales, axis, in_xla))
+    """A scale of each group, and its length times that, whose powers neither overflow nor vanish."""
+    largest = tf.reduce_max(tf.abs(tf.stop_gradient(x)), axis=axis, keepdims=True)
+    bound = 2.0 ** (math.frexp(x.dtype.max)[1] - 2)
+    scales = 1.0 / tf.maximum(tf.minimum(largest, bound), 1 / bound)
+    each = scales + tf.zeros_like(tf.stop_gradient(x))  # forward over forward mode stumbles over what is broadcast
+    return scales, _roots(squares_along(x * each, axis, execution.route(x) == "XLA"))
 
 
 def _roots(squares):
@@ -110,7 +113,7 @@ def _roots(squares):
 
 
 def _by_hand(x, axis):
-    """Σ ‖xᵢ‖₂ in one pass over x where no group needs a scale, and its gradient in one more.
+    """Σ ‖xᵢ‖₂ with a gradient of one pass over x.
 
     The gradient takes the lengths of the value. What is derived from it makes them anew, by what can be differentiated.
     """
@@ -135,14 +138,12 @@ def _by_hand(x, axis):
     @tf.custom_gradient
     def value(x):
         with scope():
-            plain = squares_along(wide(inside(x)), axis, in_xla)
-        scales = _scales(plain)
-
-        def again():
-            with scope():
-                return squares_along(wide(here(inside(x))) * scales, axis, in_xla)
-
-        roots = _roots(tf.cond(tf.reduce_all(scales == 1), lambda: here(plain), again))
-        return tf.reduce_sum(roots / scales), lambda dy: directions(here(x), here(dy), here(scales), here(roots))
+            at = wide(inside(x))
+            squares = squares_along(at, axis, in_xla)
+            scales = _scales(squares)
+            if not (tf.executing_eagerly() and bool(tf.reduce_all(tf.equal(scales, 1.0)))):
+                squares = squares_along(at * scales, axis, in_xla)
+            roots = _roots(squares)
+            return tf.reduce_sum(roots / scales), lambda dy: directions(here(x), here(dy), here(scales), here(roots))
 
     return value(here(x))

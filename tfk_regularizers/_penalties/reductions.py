@@ -7,6 +7,7 @@ import tensorflow as tf
 _ROWS = range(256, 63, -1)
 # And so many rows of a matrix at a time, for sums of its columns: more do not stay in the cache.
 _PARTS = range(64, 15, -1)
+_LONG = 4096  # rows up to which a plain sum of columns keeps its digits
 
 
 def result_dtype(x):
@@ -79,4 +80,11 @@ def squares_along(x, axis, in_xla):
     """Sums of squares of a matrix along an axis, which is left with the size 1."""
     if in_xla:
         return tf.expand_dims((row_sums_in_xla if axis else column_sums_in_xla)(tf.square(x)), axis)
-    return tf.reduce_sum(tf.square(x), axis=axis, keepdims=True)
+    squares, count = tf.square(x), x.shape[axis]
+    if axis == 0 and isinstance(count, int) and count > _LONG:  # one number would be added to another so many times
+        parts = count // _PARTS[0]
+        whole = parts * _PARTS[0]
+        blocks = tf.reshape(squares[:whole], [parts, _PARTS[0], size(x, 1)])
+        rest = tf.reduce_sum(squares[whole:], axis=0, keepdims=True)
+        return tf.reduce_sum(tf.reduce_sum(blocks, axis=1), axis=0, keepdims=True) + rest
+    return tf.reduce_sum(squares, axis=axis, keepdims=True)
