@@ -10,12 +10,25 @@ import socket
 import numpy as np
 import pytest
 import tensorflow as tf
-from oracles import PENALTIES, orthogonal
+from oracles import PENALTIES, group_lasso, orthogonal, soft_orthogonal
 from tensorflow.python.distribute import sharded_variable
 
 import tfk_regularizers as tfk
+from tfk_regularizers._penalties.shards import gathered
 
 pytestmark = pytest.mark.heavy
+
+# The penalties that are no sums over rows, in the program below: value and gradient.
+SHARDED = {
+    "rows": lambda x: orthogonal(x, 0.5, "rows"),
+    "columns": lambda x: orthogonal(x, 0.5, "columns"),
+    "sampled": lambda x: orthogonal(x, 0.5, "rows"),
+    "group": lambda x: group_lasso(x, 0.02, "columns"),
+    "soft": lambda x: soft_orthogonal(x, 0.001, "rows", True),
+    "sum": lambda x: [
+        a + b for a, b in zip(orthogonal(x, 0.5, "columns"), soft_orthogonal(x, 0.001, "rows", False), strict=True)
+    ],
+}
 
 # Weights of about 1 after 12 steps that add gradients in another order each: a few roundings of float32 (6e-8).
 TOLERANCE = 1e-6
@@ -56,6 +69,9 @@ REGULARIZERS = {
     "rows": tfk.OrthogonalRegularizer(0.5),
     "columns": tfk.OrthogonalRegularizer(0.5, "columns"),
     "sampled": tfk.SampledOrthogonalRegularizer(0.5, sample_size=100),
+    "group": tfk.GroupLasso(0.02),
+    "soft": tfk.SoftOrthogonalRegularizer(0.001),
+    "sum": tfk.OrthogonalRegularizer(0.5, "columns") + tfk.SoftOrthogonalRegularizer(0.001, diagonal=False),
 }
 TOKENS, PARTS, BATCH, STEPS = 23, 4, 16, 12
 random = np.random.default_rng(0)
@@ -139,37 +155,30 @@ with tf.distribute.ParameterServerStrategy(resolver).scope():
 with tf.device("/job:worker/replica:0/task:0/device:CPU:0"):
     assert float(tfk.L1(1.0)(tf.ones([2048, 2048]))) == 2.0**22
 
-partitioner = tf.distribute.experimental.partitioners.FixedShardsPartitioner(2)
-with tf.distribute.ParameterServerStrategy(resolver, partitioner).scope():
-    shard_by_shard = {}
-    for rows in (3, TOKENS):
-        start = np.random.default_rng(rows).standard_normal((rows, 4)).astype("float32")
-        for name, regularizer in REGULARIZERS.items():
-            layer = tf_keras.layers.Embedding(rows, 4, embeddings_regularizer=regularizer)
-            layer.build(None)
-            layer.embeddings.assign(start)
-            with tf.GradientTape() as tape:
-                losses = layer.losses
-                total = tf.add_n(losses)
-            gradient = tape.gradient(total, layer.trainable_weights)
-            shards = [shard.numpy().tolist() for shard in layer.trainable_weights]
-            assert np.array_equal(np.concatenate(shards), start)
-            shard_by_shard[f"{name} {rows}"] = {
-                "shards": shards,
-                "losses": [float(loss) for loss in losses],
-                "gradient": [tf.convert_to_tensor(part).numpy().tolist() for part in gradient],
-            }
-
-    # A layer for which a penalty is no sum over elements takes it as a loss on the whole tensor.
-    elementwise = ("l1", "l2", "l1_l2")
-    model = build({name: REGULARIZERS[name] if name in elementwise else None for name in REGULARIZERS})
-    for layer in model.layers:
-        regularizer = REGULARIZERS.get(layer.name.rpartition("_")[0])
-        for name in ("embeddings", "kernel"):
-            if hasattr(layer, name) and getattr(layer, f"{name}_regularizer") is None:
-                layer.add_loss(lambda layer=layer, name=name, penalty=regularizer: penalty(getattr(layer, name)))
-    assert all(hasattr(weight, "variables") and len(weight.variables) == 2 for weight in weights_of(model).values())
-    partitioned = train(model)
+shard_by_shard, partitioned = {}, {}
+for shards in (2, 3):
+    partitioner = tf.distribute.experimental.partitioners.FixedShardsPartitioner(shards)
+    with tf.distribute.ParameterServerStrategy(resolver, partitioner).scope():
+        for rows in (3, TOKENS):
+            start = np.random.default_rng(rows).standard_normal((rows, 4)).astype("float32")
+            for name, regularizer in REGULARIZERS.items():
+                layer = tf_keras.layers.Embedding(rows, 4, embeddings_regularizer=regularizer)
+                layer.build(None)
+                layer.embeddings.assign(start)
+                with tf.GradientTape() as tape:
+                    losses = layer.losses
+                    total = tf.add_n(losses)
+                gradient = tape.gradient(total, layer.trainable_weights)
+                parts = [part.numpy() for part in layer.trainable_weights]
+                assert len(parts) == shards and np.array_equal(np.concatenate(parts), start)
+                shard_by_shard[f"{name} {rows} {shards}"] = {
+                    "losses": [float(loss) for loss in losses],
+                    "gradient": np.concatenate([tf.convert_to_tensor(part) for part in gradient]).tolist(),
+                }
+        model = build()
+        weights = weights_of(model).values()
+        assert all(len(weight.variables) == min(shards, weight.shape[0]) for weight in weights)
+        partitioned[shards] = train(model)
 
 print(json.dumps([unpartitioned, partitioned, shard_by_shard]))
 """
@@ -351,35 +360,56 @@ def test_parameter_server(parameter_servers, trained):
     check_training("ParameterServerStrategy, whole variables", parameter_servers[0], trained[0])
 
 
-def test_parameter_server_partitioned(parameter_servers, trained):
-    """Sums shard by shard are exact, and so is orthogonality by `layer.add_loss(lambda: penalty(layer.kernel))`."""
-    check_training("ParameterServerStrategy, partitioned variables", parameter_servers[1], trained[0])
+@pytest.mark.parametrize("shards", ["2", "3"])
+def test_parameter_server_partitioned(shards, parameter_servers, trained):
+    """The first shard pays for the whole, but for sums over the rows, which are exact shard by shard."""
+    name = f"ParameterServerStrategy, variables in {shards} shards"
+    check_training(name, parameter_servers[1][shards], trained[0])
 
 
+@pytest.mark.parametrize("shards", [2, 3])
 @pytest.mark.parametrize("rows", [3, 23])
-@pytest.mark.parametrize("name", ["rows", "columns", "sampled"])
-def test_orthogonality_as_a_regularizer_is_that_of_each_shard(name, rows, parameter_servers):
-    """Not of the whole: pairs within a shard count, pairs across shards do not. A shard of one row gives 0."""
-    result = parameter_servers[2][f"{name} {rows}"]
-    mode = "columns" if name == "columns" else "rows"
-    expected = [orthogonal(np.array(shard, "float64"), 0.5, mode) for shard in result["shards"]]
-    assert [len(shard) for shard in result["shards"]] == {3: [2, 1], 23: [12, 11]}[rows]
-    assert result["losses"] == pytest.approx([value for value, _ in expected], rel=2e-6)
-    for gradient, (_, expected_gradient) in zip(result["gradient"], expected, strict=True):
-        np.testing.assert_allclose(gradient, expected_gradient, rtol=0, atol=2e-6)
-    if rows == 3 and mode == "rows":
-        assert result["losses"][1] == 0
-        assert not np.any(result["gradient"][1])
+@pytest.mark.parametrize("name", SHARDED)
+def test_penalty_of_a_partitioned_variable_is_that_of_the_whole(name, rows, shards, parameter_servers):
+    result = parameter_servers[2][f"{name} {rows} {shards}"]
+    start = np.random.default_rng(rows).standard_normal((rows, 4)).astype("float32").astype("float64")
+    value, gradient = SHARDED[name](start)
+    assert len(result["losses"]) == shards
+    assert sum(result["losses"]) == pytest.approx(value, rel=2e-6)
+    np.testing.assert_allclose(result["gradient"], gradient, rtol=0, atol=2e-6 * np.abs(gradient).max())
 
 
-@pytest.mark.parametrize("cls", [tfk.OrthogonalRegularizer, tfk.SampledOrthogonalRegularizer])
-def test_a_shard_is_told_from_a_whole(cls):
+@pytest.mark.parametrize("make", [make for make, _ in PENALTIES.values()], ids=list(PENALTIES))
+def test_a_shard_knows_the_whole(make):
     values = np.random.default_rng(0).standard_normal((7, 3)).astype("float32")
     shards = [tf.Variable(values[:4]), tf.Variable(values[4:])]
     whole = sharded_variable.ShardedVariable(shards)
-    with pytest.warns(UserWarning, match="called on a shard of a partitioned variable"):
-        cls()(shards[0])
-    assert float(cls()(whole)) == float(cls()(values))
+    penalty = make(tfk)
+    assert float(penalty(whole)) == pytest.approx(float(penalty(values)), rel=2e-6)
+    assert sum(float(penalty(shard)) for shard in shards) == pytest.approx(float(penalty(values)), rel=2e-6)
+    both = penalty + tfk.OrthogonalRegularizer(0.5)
+    assert sum(float(both(shard)) for shard in shards) == pytest.approx(float(both(values)), rel=2e-6)
+
+
+@pytest.mark.parametrize("cls", [tfk.OrthogonalRegularizer, tfk.SampledOrthogonalRegularizer, tfk.GroupLasso])
+def test_a_shard_that_has_lost_the_whole_warns(cls):
+    values = np.random.default_rng(0).standard_normal((7, 3)).astype("float32")
+    shards = [tf.Variable(values[:4]), tf.Variable(values[4:])]
+    sharded_variable.ShardedVariable(shards)
+    with pytest.warns(UserWarning, match="on a shard of a partitioned variable that is not there any more"):
+        assert float(cls()(shards[0])) == float(cls()(values[:4]))
+
+
+@pytest.mark.parametrize("sizes", [(3, 2, 2), (1, 5, 1)], ids=str)
+def test_rows_are_drawn_from_shards_of_any_sizes(sizes):
+    ends = np.cumsum(sizes)
+    values = np.eye(7, dtype="float32")
+    whole = sharded_variable.ShardedVariable(
+        [tf.Variable(values[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
+    )
+    rows = gathered(whole, tf.constant([5, 0, 3, 6])).numpy()
+    assert set(map(tuple, rows)) <= set(map(tuple, values))
+    assert len(set(map(tuple, rows))) == 4
 
 
 @pytest.fixture(scope="module")

@@ -160,12 +160,6 @@ def under_dtensor():
     return getattr(dtensor, "_dtensor_singleton", None) is not None
 
 
-def is_shard(x):
-    """Whether x is one of several variables into which a parameter server strategy has partitioned a larger one."""
-    container = getattr(x, "_sharded_container", lambda: None)()
-    return container is not None and len(container.variables) > 1
-
-
 def _on_cpu(x):
     """Whether what is done to x is done on a CPU: by the device that is set, or by those that there are."""
     device = x.device if tf.executing_eagerly() else tf.no_op().device or x.device

@@ -8,6 +8,7 @@ group needs it. (In a graph a `tf.cond` could leave it out, and no order of diff
 """
 
 import contextlib
+import functools
 import math
 
 import tensorflow as tf
@@ -17,12 +18,12 @@ from tfk_regularizers._penalties.arguments import row_or_column_mode
 from tfk_regularizers._penalties.base import Penalty
 from tfk_regularizers._penalties.factors import checked_factor, scaled
 from tfk_regularizers._penalties.inputs import matrix
-from tfk_regularizers._penalties.orthogonal import warn_of_shard
 from tfk_regularizers._penalties.reductions import size, squares_along, wide
+from tfk_regularizers._penalties.shards import parts, whole
 
 
 class GroupLasso(Penalty):
-    """Pulls whole units to exactly zero, for pruning them: adds the lengths of the columns (or rows) of a kernel.
+    """Pulls whole units to zero, for pruning them: adds the lengths of the columns (or rows) of a kernel.
 
     Formula: `factor * sqrt(d) * Σᵢ ‖xᵢ‖₂`, where the xᵢ are the columns (or rows) of the matrix x, and d is the number
     of elements in each: so groups of kernels of different shapes are pulled alike. Gradient:
@@ -36,8 +37,9 @@ class GroupLasso(Penalty):
 
     A gradient step takes a group close to zero, and across it, but rarely onto it: cut what is short after training.
 
-    A parameter server strategy that partitions a variable, which it does by rows, calls its regularizer once a shard:
-    exact for rows, while columns are those of each shard (a warning says so).
+    A parameter server strategy that partitions a variable, which it does by rows, calls its regularizer once a shard.
+    Of columns the first pays for the whole, by the sums of squares of all shards, and the others give 0; rows are whole
+    in each.
 
     tf_keras has no such class. It is registered as `tfk_regularizers>GroupLasso`, and a file that contains one opens
     only where this package is imported. float16 and bfloat16 are summed in float32 and give a float32 result.
@@ -70,10 +72,12 @@ class GroupLasso(Penalty):
 
     def __call__(self, inputs):
         axis = 0 if row_or_column_mode(self.mode) == "columns" else 1
-        if axis == 0:
-            warn_of_shard("GroupLasso", inputs, "takes the columns")
-        x = matrix("GroupLasso", inputs)
-        lengths, d = sum_of_lengths(x, axis), size(x, axis)
+        if axis == 0:  # variables are partitioned by rows, and no row is in two of the shards
+            inputs = whole("GroupLasso", inputs)
+            if inputs is None:
+                return tf.zeros([])
+        matrices = [matrix("GroupLasso", part) for part in (parts(inputs) if axis == 0 else [inputs])]
+        lengths, d = sum_of_lengths(*matrices, axis=axis), sum(size(x, axis) for x in matrices)
         if isinstance(d, int):
             return scaled(self.factor, lengths, times=math.sqrt(d))
         return scaled(self.factor, tf.sqrt(tf.cast(d, lengths.dtype)) * lengths)
@@ -82,11 +86,12 @@ class GroupLasso(Penalty):
         return {"factor": self._number("factor"), "mode": self.mode}
 
 
-def sum_of_lengths(x, axis):
-    """Σ ‖xᵢ‖₂ over the slices of the matrix x that lie along an axis, a scalar of `result_dtype(x)`."""
-    if execution.may_loop(x) and not execution.saving():
+def sum_of_lengths(*matrices, axis):
+    """Σ ‖xᵢ‖₂ over the slices that lie along an axis of a matrix, or of one in several parts along that axis."""
+    x = matrices[0]
+    if len(matrices) == 1 and execution.may_loop(x) and not execution.saving():
         return _by_hand(x, axis)
-    scales, roots = _differentiable_roots(wide(x), axis)
+    scales, roots = _differentiable_roots(*map(wide, matrices), axis=axis)
     return tf.reduce_sum(roots / scales)
 
 
@@ -97,13 +102,16 @@ def _scales(squares):
     return (1.0 - large - small) + large / power + small * power
 
 
-def _differentiable_roots(x, axis):
+def _differentiable_roots(*matrices, axis):
     """A scale of each group, and its length times that, whose powers neither overflow nor vanish."""
-    largest = tf.reduce_max(tf.abs(tf.stop_gradient(x)), axis=axis, keepdims=True)
-    bound = 2.0 ** (math.frexp(x.dtype.max)[1] - 2)
-    scales = 1.0 / tf.maximum(tf.minimum(largest, bound), 1 / bound)
-    each = scales + tf.zeros_like(tf.stop_gradient(x))  # forward over forward mode stumbles over what is broadcast
-    return scales, _roots(squares_along(x * each, axis, execution.route(x) == "XLA"))
+    maxima = [tf.reduce_max(tf.abs(tf.stop_gradient(x)), axis=axis, keepdims=True) for x in matrices]
+    bound = 2.0 ** (math.frexp(maxima[0].dtype.max)[1] - 2)
+    scales = 1.0 / tf.maximum(tf.minimum(functools.reduce(tf.maximum, maxima), bound), 1 / bound)
+    squares = []
+    for x in matrices:
+        each = scales + tf.zeros_like(tf.stop_gradient(x))  # forward over forward mode stumbles over what is broadcast
+        squares.append(squares_along(x * each, axis, execution.route(x) == "XLA"))
+    return scales, _roots(functools.reduce(tf.add, squares))
 
 
 def _roots(squares):
@@ -125,7 +133,7 @@ def _by_hand(x, axis):
     def directions(x, by, scales, roots):  # of the groups, times `by`
         def second(w):
             at, along = wide(here(x)), wide(here(w))
-            scales, roots = _differentiable_roots(at, axis)
+            scales, roots = _differentiable_roots(at, axis=axis)
             units = tf.math.divide_no_nan(at * scales, roots)
             cosines = tf.reduce_sum(units * along, axis=axis, keepdims=True)
             across = tf.math.divide_no_nan(here(by), roots) * (along - units * cosines) * scales

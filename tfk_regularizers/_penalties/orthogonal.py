@@ -23,8 +23,6 @@ References: Rabe and Staats, "Self-attention Does Not Need O(n²) Memory", 2021,
 for gathering what is needed of an n x n matrix of products tile by tile instead of storing it.
 """
 
-import warnings
-
 import tensorflow as tf
 
 from tfk_regularizers._penalties import execution
@@ -33,6 +31,7 @@ from tfk_regularizers._penalties.base import Penalty
 from tfk_regularizers._penalties.factors import checked_factor, scaled
 from tfk_regularizers._penalties.inputs import matrix
 from tfk_regularizers._penalties.reductions import row_sums, size, wide
+from tfk_regularizers._penalties.shards import whole
 
 _EPSILON = 1e-12  # as in tf.math.l2_normalize
 
@@ -45,9 +44,8 @@ class OrthogonalRegularizer(Penalty):
     With fewer than two rows there is no pair, and the penalty is 0. Gradient: that of the formula, with `sign(0) = 0`,
     so a zero row stays where it is; for a row shorter than 1e-6 it is the one of `x * 1e6`.
 
-    A parameter server strategy that partitions a variable calls its regularizer once a shard, which sees the pairs
-    within that shard alone (a warning says so). For the whole variable, use
-    `layer.add_loss(lambda: regularizer(layer.kernel))` instead.
+    A parameter server strategy that partitions a variable calls its regularizer once a shard: the first pays for the
+    whole, which a worker puts together for that, and the others give 0.
 
     Above 1024 rows, or half of the columns if that is more, the pairs are computed in blocks of rows (on a GPU or a
     TPU above 8192 rows, or twice the columns). Time for n rows of d elements: 0.5 n² d multiply-adds for the value
@@ -108,7 +106,9 @@ class OrthogonalRegularizer(Penalty):
         self.mode = row_or_column_mode(mode)
 
     def __call__(self, inputs):
-        warn_of_shard("OrthogonalRegularizer", inputs)
+        inputs = whole("OrthogonalRegularizer", inputs)
+        if inputs is None:
+            return tf.zeros([])
         x = matrix("OrthogonalRegularizer", inputs)
         if row_or_column_mode(self.mode) == "columns":
             x = tf.transpose(x)
@@ -116,15 +116,6 @@ class OrthogonalRegularizer(Penalty):
 
     def get_config(self):
         return {"factor": self._number("factor"), "mode": self.mode}
-
-
-def warn_of_shard(name, x, does="compares the rows"):
-    if execution.is_shard(x):
-        warnings.warn(
-            f"{name} was called on a shard of a partitioned variable, and {does} of each shard alone. For "
-            "the whole, leave the regularizer out and use `layer.add_loss(lambda: regularizer(layer.kernel))`.",
-            stacklevel=3,
-        )
 
 
 def mean_absolute_cosine(x):

@@ -6,8 +6,9 @@ from tfk_regularizers._penalties.arguments import checked_sample_size, row_or_co
 from tfk_regularizers._penalties.base import Penalty
 from tfk_regularizers._penalties.factors import checked_factor, scaled
 from tfk_regularizers._penalties.inputs import matrix
-from tfk_regularizers._penalties.orthogonal import mean_absolute_cosine, warn_of_shard
+from tfk_regularizers._penalties.orthogonal import mean_absolute_cosine
 from tfk_regularizers._penalties.reductions import size
+from tfk_regularizers._penalties.shards import gathered, is_partitioned, whole
 
 
 class SampledOrthogonalRegularizer(Penalty):
@@ -50,9 +51,12 @@ class SampledOrthogonalRegularizer(Penalty):
         self.sample_size = checked_sample_size(sample_size)
 
     def __call__(self, inputs):
-        warn_of_shard("SampledOrthogonalRegularizer", inputs)
-        # Rows are gathered from a variable itself: reading a huge one first would copy it.
-        is_table = isinstance(inputs, tf.Variable) and inputs.shape.rank == 2 and inputs.dtype.is_floating
+        inputs = whole("SampledOrthogonalRegularizer", inputs)
+        if inputs is None:
+            return tf.zeros([])
+        # Rows are gathered from a variable itself, or from its shards: reading a huge one first would copy it.
+        is_variable = isinstance(inputs, tf.Variable) or is_partitioned(inputs)
+        is_table = is_variable and inputs.shape.rank == 2 and inputs.dtype.is_floating
         axis = 0 if row_or_column_mode(self.mode) == "rows" else 1
         if not is_table or axis == 1:
             inputs = matrix("SampledOrthogonalRegularizer", inputs)
@@ -79,7 +83,7 @@ def sampled(x, count, axis):
             lambda: _distinct(n, count),
             lambda: tf.random.shuffle(tf.range(tf.cast(n, tf.int64)))[:count],
         )
-    return tf.gather(x, drawn, axis=axis)
+    return gathered(x, drawn) if axis == 0 else tf.gather(x, drawn, axis=axis)
 
 
 def _distinct(n, count):

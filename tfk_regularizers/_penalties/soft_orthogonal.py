@@ -13,6 +13,7 @@ others and these are orthogonal, and there it is 0 to the rounding of ‖C‖².
 orthogonality can be reached, nothing is subtracted: G itself gives both.
 """
 
+import functools
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -23,8 +24,8 @@ from tfk_regularizers._penalties.base import Penalty
 from tfk_regularizers._penalties.elementwise import half_square_sum
 from tfk_regularizers._penalties.factors import checked_factor, scaled
 from tfk_regularizers._penalties.inputs import matrix
-from tfk_regularizers._penalties.orthogonal import warn_of_shard
 from tfk_regularizers._penalties.reductions import size, squares_along, wide
+from tfk_regularizers._penalties.shards import parts, whole
 
 
 class SoftOrthogonalRegularizer(Penalty):
@@ -45,8 +46,10 @@ class SoftOrthogonalRegularizer(Penalty):
     DTensor and in `tf.vectorized_map` x xᵀ is taken where a size is unknown.)
 
     A kernel of more than two axes is taken as the matrix (product of all axes but the last, last axis), as by
-    `OrthogonalRegularizer`, whose table says what rows and columns are for each layer, and whose remark on partitioned
-    variables holds here.
+    `OrthogonalRegularizer`, whose table says what rows and columns are for each layer.
+
+    A parameter server strategy that partitions a variable calls its regularizer once a shard: the first pays for the
+    whole, by the sum of the small matrices xᵀx of all shards, and the others give 0.
 
     tf_keras has no such class. It is registered as `tfk_regularizers>SoftOrthogonalRegularizer`, and a file that
     contains one opens only where this package is imported. float16 and bfloat16 are computed in float32 and give a
@@ -83,22 +86,34 @@ class SoftOrthogonalRegularizer(Penalty):
         self.diagonal = checked_flag("diagonal", diagonal)
 
     def __call__(self, inputs):
-        warn_of_shard("SoftOrthogonalRegularizer", inputs)
-        x = matrix("SoftOrthogonalRegularizer", inputs)
+        inputs = whole("SoftOrthogonalRegularizer", inputs)
+        if inputs is None:
+            return tf.zeros([])
+        matrices = [matrix("SoftOrthogonalRegularizer", part) for part in parts(inputs)]
         over = 0 if row_or_column_mode(self.mode) == "rows" else 1
-        return scaled(self.factor, gram_distance(x, over, checked_flag("diagonal", self.diagonal)))
+        return scaled(
+            self.factor, gram_distance(*matrices, over=over, diagonal=checked_flag("diagonal", self.diagonal))
+        )
 
     def get_config(self):
         return {"factor": self._number("factor"), "mode": self.mode, "diagonal": self.diagonal}
 
 
-def gram_distance(x, over, diagonal):
-    """‖G - I‖² for the slices of the matrix x over an axis, or ‖G‖² without its diagonal: a `result_dtype(x)`."""
+def gram_distance(*matrices, over, diagonal):
+    """‖G - I‖² for the slices over an axis of a matrix, which may come in parts of its rows; or ‖G‖² but its diagonal.
+
+    It is of the `result_dtype` of the matrix.
+    """
+    rows, columns = sum(size(x, 0) for x in matrices), size(matrices[0], 1)
+    if len(matrices) > 1 and (over == 1 or rows > columns):  # by the sum of their small Gram matrices
+        matrices, form = [wide(x) for x in matrices], _Form(over, 1, diagonal)
+        return form.value(form.gram(*matrices), *matrices)
+    x = matrices[0] if len(matrices) == 1 else tf.concat(matrices, 0)
     if execution.may_loop(x):
         return _by_hand(x, over, diagonal)
-    x = wide(x)
-    form = _Form(over, over if _smaller(x) is None else _smaller(x), diagonal)
-    return form.value(x, form.gram(x))
+    x, side = wide(x), _smaller(x)
+    form = _Form(over, over if side is None else side, diagonal)
+    return form.value(form.gram(x), x)
 
 
 def _by_hand(x, over, diagonal):
@@ -133,12 +148,12 @@ def _by_hand(x, over, diagonal):
         at = wide(inside(x))
         side = _smaller(at)
         if side is None:
-            return choose(lambda form: form.value(here(at), form.gram(here(at))), at), lambda dy: slope(
+            return choose(lambda form: form.value(form.gram(here(at)), here(at)), at), lambda dy: slope(
                 here(x), here(dy)
             )
         form = _Form(over, side, diagonal)
         gram = form.gram(at)
-        return form.value(at, gram), lambda dy: slope(here(x), here(dy), gram)
+        return form.value(gram, at), lambda dy: slope(here(x), here(dy), gram)
 
     return value(here(x))
 
@@ -187,9 +202,9 @@ class _Form(NamedTuple):
         # 0, or the NaN of a slice that has no other to meet.
         return tf.linalg.set_diag(gram, tf.stop_gradient(tf.minimum(tf.linalg.diag_part(gram), 0.0)))
 
-    def gram(self, x):
+    def gram(self, *matrices):
         """G - I, C - I, G without its diagonal, or C."""
-        gram = self.products(x, x)
+        gram = functools.reduce(tf.add, (self.products(x, x) for x in matrices))
         if not self.diagonal:
             return self.masked(gram)
         if execution.under_dtensor():
@@ -199,14 +214,15 @@ class _Form(NamedTuple):
     def squared_lengths(self, x):
         return squares_along(x, 1 - self.over, execution.route(x) == "XLA")
 
-    def value(self, x, gram):
+    def value(self, gram, *matrices):
         total = 2.0 * half_square_sum(gram)
         if self.side == self.over:
             return total
         if self.diagonal:
-            return total + tf.cast(size(x, self.over) - size(x, self.side), total.dtype)
+            count = sum(size(x, self.over) for x in matrices)
+            return total + tf.cast(count - size(matrices[0], self.side), total.dtype)
         # An infinite ‖C‖² stays one, and where rounding takes the difference below 0, it is 0 and has its gradient.
-        fourths = 2.0 * half_square_sum(self.squared_lengths(x))
+        fourths = functools.reduce(tf.add, (2.0 * half_square_sum(self.squared_lengths(x)) for x in matrices))
         difference = total - tf.minimum(fourths, total.dtype.max)
         return difference + tf.stop_gradient(tf.maximum(difference, 0.0) - difference)
 
