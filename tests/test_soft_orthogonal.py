@@ -92,8 +92,8 @@ def test_equals_the_formula_by_the_whole_gram_matrix(shape, of, diagonal, mode):
     x = normal(shape if of == "rows" else shape[::-1]).astype("float32")
     step = value_and_gradient(tfk.SoftOrthogonalRegularizer(0.01, of, diagonal))
     expected = soft_orthogonal(x.astype("float64"), 0.01, of, diagonal)
-    for actual, wanted in zip(run(mode, step, tf.constant(x)), expected, strict=True):
-        assert_close(actual, wanted, 1e-6)
+    for actual, wanted, tolerance in zip(run(mode, step, tf.constant(x)), expected, (1e-6, 2e-6), strict=True):
+        assert_close(actual, wanted, tolerance)
 
 
 @modes
@@ -168,11 +168,12 @@ def test_in_a_branch_and_under_vectorized_map(diagonal):
 @diagonal
 @pytest.mark.parametrize("known", [True, False], ids=["known shape", "unknown shape"])
 def test_the_compiled_program_holds_nothing_larger_than_its_input(diagonal, known):
-    step = tf.function(
-        value_and_gradient(tfk.SoftOrthogonalRegularizer(diagonal=diagonal)),
-        jit_compile=True,
-        input_signature=[tf.TensorSpec([3000, 16] if known else [None, None])],
-    )
+    penalty = tfk.SoftOrthogonalRegularizer(diagonal=diagonal)
+
+    def forgetful(x):
+        return penalty(x if known else tf.compat.v1.placeholder_with_default(x, [None, None]))
+
+    step = tf.function(value_and_gradient(forgetful), jit_compile=True, autograph=False)
     text = step.experimental_get_compiler_ir(tf.TensorSpec([3000, 16]))(stage="optimized_hlo")
     sizes = [np.prod([int(n) for n in dims.split(",")]) for dims in re.findall(r"f32\[([\d,]+)\]", text)]
     assert max(sizes) == 3000 * 16

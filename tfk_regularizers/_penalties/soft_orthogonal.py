@@ -112,7 +112,7 @@ def gram_distance(*matrices, over, diagonal):
     if execution.may_loop(x):
         return _by_hand(x, over, diagonal)
     x, side = wide(x), _smaller(x)
-    form = _Form(over, over if side is None else side, diagonal)
+    form = _Form(over, over if side is None else side, diagonal, plain=True)
     return form.value(form.gram(x), x)
 
 
@@ -178,10 +178,11 @@ class _Form(NamedTuple):
     over: int
     side: int
     diagonal: bool
+    plain: bool = False  # by ops that DTensor and forward mode follow: no diagonal is set, no factor transposed
 
     def products(self, a, b):
         """The inner products of the slices of two matrices over `side`."""
-        if execution.under_dtensor():  # which follows no transposed factor
+        if self.plain:
             return tf.matmul(a, tf.transpose(b)) if self.side == 0 else tf.matmul(tf.transpose(a), b)
         return tf.matmul(a, b, transpose_a=self.side == 1, transpose_b=self.side == 0)
 
@@ -197,17 +198,17 @@ class _Form(NamedTuple):
         """The matrix without its diagonal, where that is what the penalty leaves out."""
         if self.diagonal or self.side != self.over:
             return gram
-        if execution.under_dtensor():  # which sets no diagonal
+        if self.plain:
             return gram - gram * tf.eye(size(gram, 0), dtype=gram.dtype)
         # 0, or the NaN of a slice that has no other to meet.
-        return tf.linalg.set_diag(gram, tf.stop_gradient(tf.minimum(tf.linalg.diag_part(gram), 0.0)))
+        return tf.linalg.set_diag(gram, tf.stop_gradient(tf.minimum(tf.abs(tf.linalg.diag_part(gram)), 0.0)))
 
     def gram(self, *matrices):
         """G - I, C - I, G without its diagonal, or C."""
         gram = functools.reduce(tf.add, (self.products(x, x) for x in matrices))
         if not self.diagonal:
             return self.masked(gram)
-        if execution.under_dtensor():
+        if self.plain:
             return gram - tf.eye(size(gram, 0), dtype=gram.dtype)
         return tf.linalg.set_diag(gram, tf.linalg.diag_part(gram) - 1.0)
 
@@ -224,7 +225,7 @@ class _Form(NamedTuple):
         # An infinite ‖C‖² stays one, and where rounding takes the difference below 0, it is 0 and has its gradient.
         fourths = functools.reduce(tf.add, (2.0 * half_square_sum(self.squared_lengths(x)) for x in matrices))
         difference = total - tf.minimum(fourths, total.dtype.max)
-        return difference + tf.stop_gradient(tf.maximum(difference, 0.0) - difference)
+        return difference - tf.stop_gradient(tf.minimum(difference, 0.0))
 
     def slope(self, x, by, gram=None):
         """The gradient times `by`."""
