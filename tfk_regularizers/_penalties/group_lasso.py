@@ -107,16 +107,14 @@ def _differentiable_roots(*matrices, axis):
     maxima = [tf.reduce_max(tf.abs(tf.stop_gradient(x)), axis=axis, keepdims=True) for x in matrices]
     bound = 2.0 ** (math.frexp(maxima[0].dtype.max)[1] - 2)
     scales = 1.0 / tf.maximum(tf.minimum(functools.reduce(tf.maximum, maxima), bound), 1 / bound)
-    squares = []
-    for x in matrices:
-        each = scales + tf.zeros_like(tf.stop_gradient(x))  # forward over forward mode stumbles over what is broadcast
-        squares.append(squares_along(x * each, axis, execution.route(x) == "XLA"))
+    squares = [squares_along(x * scales, axis, execution.route(x) == "XLA") for x in matrices]
     return scales, _roots(functools.reduce(tf.add, squares))
 
 
 def _roots(squares):
     """Square roots, with 0 as the derivative at 0, which otherwise is infinite."""
-    zeros = tf.cast(tf.equal(squares, 0.0), squares.dtype)
+    # Cut, because forward over forward mode stumbles over a comparison of what it differentiates.
+    zeros = tf.cast(tf.equal(tf.stop_gradient(squares), 0.0), squares.dtype)
     return (tf.sqrt(squares + zeros) - zeros) * (1.0 - zeros)
 
 
@@ -148,7 +146,7 @@ def _by_hand(x, axis):
         with scope():
             at = wide(inside(x))
             squares = squares_along(at, axis, in_xla)
-            scales = _scales(squares)
+            scales = _scales(tf.stop_gradient(squares))
             if not (tf.executing_eagerly() and bool(tf.reduce_all(tf.equal(scales, 1.0)))):
                 squares = squares_along(at * scales, axis, in_xla)
             roots = _roots(squares)
