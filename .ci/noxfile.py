@@ -68,7 +68,8 @@ def run_tests(session, tensorflow, environment, selection):
         (wheel,) = pathlib.Path(folder).glob("*.whl")
         session.install(f"{wheel}[test]", *pins)
         shutil.copytree(ROOT / "tests", f"{folder}/tests", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", folder)
+        for name in ("pyproject.toml", "README.md"):
+            shutil.copy(ROOT / name, folder)
         session.chdir(folder)
         environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": "", **environment}
         session.run("python", "-c", VERSIONS, env=environment)

@@ -53,7 +53,7 @@ class L1(Penalty):
         Tibshirani, "Regression Shrinkage and Selection via the Lasso", 1996.
     """
 
-    _factors = ("l1",)
+    factor_names = ("l1",)
 
     def __init__(self, l1=0.01, **kwargs):
         l1 = only_legacy_name(kwargs, "L1", l1)
@@ -61,9 +61,6 @@ class L1(Penalty):
 
     def __call__(self, x):
         return scaled(self.l1, absolute_sum(elements("L1", x)))
-
-    def get_config(self):
-        return {"l1": self._number("l1")}
 
 
 class L2(Penalty):
@@ -99,7 +96,7 @@ class L2(Penalty):
         Hoerl and Kennard, "Ridge Regression: Biased Estimation for Nonorthogonal Problems", 1970.
     """
 
-    _factors = ("l2",)
+    factor_names = ("l2",)
 
     def __init__(self, l2=0.01, **kwargs):
         l2 = only_legacy_name(kwargs, "L2", l2)
@@ -142,9 +139,6 @@ class L2(Penalty):
             raise invalid("decay", "a finite number", decay)
         return cls(finite("decay", decay) / 2)
 
-    def get_config(self):
-        return {"l2": self._number("l2")}
-
 
 class L1L2(Penalty):
     """Adds `l1 * sum(abs(x)) + l2 * sum(square(x))` to the loss (the elastic net).
@@ -175,7 +169,7 @@ class L1L2(Penalty):
         Zou and Hastie, "Regularization and Variable Selection via the Elastic Net", 2005.
     """
 
-    _factors = ("l1", "l2")
+    factor_names = ("l1", "l2")
 
     def __init__(self, l1=0.0, l2=0.0):
         self.l1 = checked_factor("l1", 0.0 if l1 is None else l1)
@@ -193,9 +187,6 @@ class L1L2(Penalty):
             absolute, half_square = absolute_sum(x), half_square_sum(x)
             return scaled(self.l1, absolute) + scaled(self.l2, half_square, times=2.0)
         return elastic_net(x, float(self.l1), float(self.l2))
-
-    def get_config(self):
-        return {"l1": self._number("l1"), "l2": self._number("l2")}
 
 
 def l1_l2(l1=0.01, l2=0.01):

@@ -64,7 +64,7 @@ class GroupLasso(Penalty):
         Structured Sparsity in Deep Neural Networks", 2016.
     """
 
-    _factors = ("factor",)
+    factor_names = ("factor",)
 
     def __init__(self, factor=0.01, mode="columns"):
         self.factor = checked_factor("factor", factor)
@@ -83,7 +83,7 @@ class GroupLasso(Penalty):
         return scaled(self.factor, tf.sqrt(tf.cast(d, lengths.dtype)) * lengths)
 
     def get_config(self):
-        return {"factor": self._number("factor"), "mode": self.mode}
+        return super().get_config() | {"mode": self.mode}
 
 
 def sum_of_lengths(*matrices, axis):

@@ -99,7 +99,7 @@ class OrthogonalRegularizer(Penalty):
         "Regularizing CNNs with Locally Constrained Decorrelations", 2017.
     """
 
-    _factors = ("factor",)
+    factor_names = ("factor",)
 
     def __init__(self, factor=0.01, mode="rows"):
         self.factor = checked_factor("factor", factor)
@@ -115,7 +115,7 @@ class OrthogonalRegularizer(Penalty):
         return scaled(self.factor, mean_absolute_cosine(x))
 
     def get_config(self):
-        return {"factor": self._number("factor"), "mode": self.mode}
+        return super().get_config() | {"mode": self.mode}
 
 
 def mean_absolute_cosine(x):

@@ -43,7 +43,7 @@ class SampledOrthogonalRegularizer(Penalty):
     0.0
     """
 
-    _factors = ("factor",)
+    factor_names = ("factor",)
 
     def __init__(self, factor=0.01, mode="rows", sample_size=4096):
         self.factor = checked_factor("factor", factor)
@@ -66,7 +66,7 @@ class SampledOrthogonalRegularizer(Penalty):
         return scaled(self.factor, mean_absolute_cosine(sample))
 
     def get_config(self):
-        return {"factor": self._number("factor"), "mode": self.mode, "sample_size": self.sample_size}
+        return super().get_config() | {"mode": self.mode, "sample_size": self.sample_size}
 
 
 def sampled(x, count, axis):

@@ -78,7 +78,7 @@ class SoftOrthogonalRegularizer(Penalty):
         "Large Scale GAN Training for High Fidelity Natural Image Synthesis", 2019, without the diagonal.
     """
 
-    _factors = ("factor",)
+    factor_names = ("factor",)
 
     def __init__(self, factor=0.01, mode="rows", diagonal=True):
         self.factor = checked_factor("factor", factor)
@@ -96,7 +96,7 @@ class SoftOrthogonalRegularizer(Penalty):
         )
 
     def get_config(self):
-        return {"factor": self._number("factor"), "mode": self.mode, "diagonal": self.diagonal}
+        return super().get_config() | {"mode": self.mode, "diagonal": self.diagonal}
 
 
 def gram_distance(*matrices, over, diagonal):
