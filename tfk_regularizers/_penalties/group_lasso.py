@@ -1,10 +1,11 @@
 """Group lasso: the sum of the lengths of the columns or rows of a kernel, which takes whole ones to zero.
 
-*Lengths that float32 cannot square.* The square of 1e-30 is 0 there, that of 1e30 is infinite. So the squares are
-summed twice: as they are, and times a power of two that the first sum chooses for each group, exact, and a constant to
-whoever differentiates. With m the largest exponent (128 in float32), groups whose sum lies between 2^(±5m/8) stay as
-they are. Each sum is one pass over x that writes nothing where XLA fuses it; in eager the second is left out if no
-group needs it. (In a graph a `tf.cond` could leave it out, and no order of differentiation gets through that in XLA.)
+*Lengths that float32 cannot square.* The square of 1e-30 is 0 there, that of 1e30 is infinite. So each group whose sum
+of squares is far from 1 has them summed times a power of two: exact, and a constant to whoever differentiates. With m
+the largest exponent (128 in float32), sums between 2^(±5m/8) stay as they are. Where XLA fuses it, one pass over x does
+that, which squares float32 in float64. Elsewhere there are two, the first to choose the powers; in eager the second is
+left out if no group needs it. (In a graph a `tf.cond` could do so, and TensorFlow does not differentiate that twice
+under XLA.)
 """
 
 import contextlib
@@ -138,16 +139,22 @@ def _by_hand(x, axis):
             return tf.cast(across, x.dtype), tf.reduce_sum(cosines), None, None
 
         with scope():
-            result = wide(inside(x)) * scales * tf.math.divide_no_nan(inside(by), roots)
-            return tf.cast(result, x.dtype), second
+            # A group of zeros is one whatever it is divided by. Last comes the division: XLA keeps its result, where it
+            # would compute a cheaper one for each element anew.
+            roots = inside(roots)
+            lengths = roots + tf.cast(tf.equal(tf.stop_gradient(roots), 0.0), roots.dtype)
+            return tf.cast(wide(inside(x)) * ((inside(by) * scales) / lengths), x.dtype), second
 
     @tf.custom_gradient
     def value(x):
         with scope():
             at = wide(inside(x))
-            squares = squares_along(at, axis, in_xla)
-            scales = _scales(tf.stop_gradient(squares))
-            if not (tf.executing_eagerly() and bool(tf.reduce_all(tf.equal(scales, 1.0)))):
+            exact = tf.cast(at, tf.float64) if in_xla else at
+            squares = squares_along(exact, axis, in_xla)
+            scales = _scales(tf.cast(tf.stop_gradient(squares), at.dtype))
+            if exact.dtype != at.dtype:
+                squares = tf.cast(squares * tf.square(tf.cast(scales, exact.dtype)), at.dtype)
+            elif not (tf.executing_eagerly() and bool(tf.reduce_all(tf.equal(scales, 1.0)))):
                 squares = squares_along(at * scales, axis, in_xla)
             roots = _roots(squares)
             return tf.reduce_sum(roots / scales), lambda dy: directions(here(x), here(dy), here(scales), here(roots))
