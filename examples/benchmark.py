@@ -1,7 +1,7 @@
 """Measure this package against tf_keras's built-in regularizers: speed, memory, training steps, rounding errors.
 
 Everything is measured side by side in one process, the built-in and this package's in turn, and medians are shown.
-Memory and first calls are measured in processes of their own. Four tables:
+Memory and first calls are measured in processes of their own. Five tables:
 
 * ``speed``: each penalty on several shapes, eagerly, in a ``tf.function`` (graph) and in one compiled by XLA, the value
   alone and with its gradient. "% of the limit" compares with what this machine can do at all, measured at the start.
@@ -12,6 +12,8 @@ Memory and first calls are measured in processes of their own. Four tables:
   of its first call under XLA, compilation included.
 * ``step``: what the penalties add to a training step of an MLP of four 2048-unit Dense layers, batch 128.
 * ``error``: relative errors of the values against float64.
+* ``hand``: the penalties that tf_keras lacks, beside the lines that people write for them, value and gradient and the
+  value alone; and soft orthogonality of a million rows of 64 beside one matrix product, with its peak memory.
 
 Warm-up (tracing, compilation, first allocation) is never part of a time, but where the table says "first".
 TensorFlow chooses the device: a GPU if there is one. Run it on an otherwise idle machine; it takes about ten minutes
@@ -263,6 +265,59 @@ def error(_: dict, quick: bool):
     return 2 * len(cases), work()
 
 
+def by_hand(penalty: str, mode: str):
+    """Return what people write in the place of a penalty."""
+    if penalty == "SoftOrthogonal":
+        return lambda x: 0.01 * tf.reduce_sum(tf.square(tf.matmul(x, x, transpose_b=True) - tf.eye(x.shape[0])))
+    axis = 0 if mode == "columns" else 1
+    return lambda x: 0.01 * tf.sqrt(tf.cast(tf.shape(x)[axis], x.dtype)) * tf.reduce_sum(tf.norm(x, axis=axis))
+
+
+def soft_orthogonal():
+    """Return the penalty that a million rows of 64 are measured with."""
+    return tfk_regularizers.SoftOrthogonalRegularizer(0.01)
+
+
+HAND = {"GroupLasso": tfk_regularizers.GroupLasso, "SoftOrthogonal": tfk_regularizers.SoftOrthogonalRegularizer}
+MILLION = (1_000_000, 64)
+
+
+def hand(_: dict, quick: bool):
+    """Time the penalties that tf_keras lacks beside the lines that people write, and beside one matrix product."""
+    groups = [("GroupLasso", of, (1000, 1000) if quick else (4000, 4000)) for of in ("columns", "rows")]
+    squares = [("SoftOrthogonal", "rows", shape) for shape in ([(512, 512)] if quick else [(512, 4608), (4096, 512)])]
+    cases = list(itertools.product(groups + squares, (False, True), MODES))
+    products = [] if quick else list(MODES)
+
+    def work():
+        for (penalty, of, shape), gradient, mode in cases:
+            functions = {
+                "by_hand": as_function(by_hand(penalty, of), mode, gradient),
+                "ours": as_function(HAND[penalty](0.01, of), mode, gradient),
+            }
+            what = "value + gradient" if gradient else "value"
+            yield [hand_row(f"{penalty}, {of}", shape, what, mode, functions, rounds=3 if quick else 9)]
+        for mode in products:
+            functions = {
+                "by_hand": lambda x: [tf.matmul(x, x, transpose_a=True)],
+                "ours": as_function(soft_orthogonal(), mode, gradient=True),
+            }
+            if mode != "eager":
+                functions["by_hand"] = tf.function(functions["by_hand"], jit_compile=mode == "XLA" or None)
+            row = hand_row("SoftOrthogonal, by one product", MILLION, "value + gradient", mode, functions, rounds=7)
+            yield [row | {"peak": in_own_process("peak, MB", "soft", mode, *MILLION)}]
+
+    return len(cases) + len(products), work()
+
+
+def hand_row(penalty: str, shape: tuple, what: str, mode: str, functions: dict, rounds: int) -> dict:
+    """Return a row of the table: medians, and the median of the rounds' quotients."""
+    times = interleaved(functions, normal(shape), rounds)
+    row = {"penalty": penalty, "shape": shape, "what": what, "mode": mode}
+    row |= {side: 1e3 * statistics.median(times[side]) for side in functions}
+    return row | {"faster": statistics.median(a / b for a, b in zip(times["by_hand"], times["ours"], strict=True))}
+
+
 def exact(penalty: str, x: np.ndarray) -> float:
     """Return the penalty with all factors 1, by float64 arithmetic, a block of rows at a time."""
     if penalty == "Orthogonal":
@@ -293,7 +348,8 @@ def child(what: str, side: str, mode: str = "", *shape: str) -> float:
             start = time.perf_counter()
             model.train_on_batch(x, y)
         return 1e3 * (time.perf_counter() - start)
-    function = as_function(make(side, "Orthogonal", 0.01), mode, gradient=True)
+    regularizer = soft_orthogonal() if side == "soft" else make(side, "Orthogonal", 0.01)
+    function = as_function(regularizer, mode, gradient=True)
     seconds(function, normal((64, 64)))
     x = normal([int(size) for size in shape])
     before = peak_bytes(reset=True)
@@ -328,16 +384,18 @@ TABLES = {
     "memory": (memory, "Orthogonal, value and gradient: peak memory beside the input, first call with compilation"),
     "step": (step, "Training step, ms: MLP of four 2048-unit Dense layers, batch 128, SGD"),
     "error": (error, "Relative error of the value against float64"),
+    "hand": (hand, "What tf_keras lacks, ms: beside the lines that people write; peak beside input, in MB"),
 }
 KEYS = {
     "speed": ["penalty", "shape", "what", "mode", "builtin", "ours", "faster", "percent_of_limit"],
     "memory": ["what", "shape", "mode", "builtin", "ours", "ratio"],
     "step": ["fit", "penalty", "none", "builtin", "ours", "builtin_adds", "ours_adds", "ratio", "step_ratio"],
     "error": ["penalty", "dtype", "shape", "mode", "builtin", "ours"],
+    "hand": ["penalty", "shape", "what", "mode", "by_hand", "ours", "faster", "peak"],
 }
 HEADINGS = {"what": "", "faster": "times faster", "percent_of_limit": "% of the limit", "builtin": "built-in"}
 HEADINGS |= {"builtin_adds": "built-in adds", "ours_adds": "ours adds", "ratio": "ours / built-in"}
-HEADINGS |= {"none": "no penalty", "step_ratio": "with / without"}
+HEADINGS |= {"by_hand": "by hand", "peak": "peak, MB", "none": "no penalty", "step_ratio": "with / without"}
 
 
 def cell(value) -> str:
