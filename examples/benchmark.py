@@ -310,7 +310,7 @@ def hand(_: dict, quick: bool):
     return len(cases) + len(products), work()
 
 
-def hand_row(penalty: str, shape: tuple, what: str, mode: str, functions: dict, rounds: int) -> dict:
+def hand_row(penalty: str, shape: tuple, what: str, mode: str, functions: dict, *, rounds: int) -> dict:
     """Return a row of the table: medians, and the median of the rounds' quotients."""
     times = interleaved(functions, normal(shape), rounds)
     row = {"penalty": penalty, "shape": shape, "what": what, "mode": mode}
