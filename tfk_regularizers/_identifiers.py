@@ -184,7 +184,7 @@ def _unknown(name, custom):
     candidates["l1l2"] = "l1_l2"
     nearest = difflib.get_close_matches(name[:100].lower(), candidates, n=1, cutoff=0.5)
     hint = f" Did you mean {candidates[nearest[0]]!r}?" if nearest else ""
-    listed = ", ".join(map(repr, (*IDENTIFIERS, *own[:20]))) + (", …" if len(own) > 20 else "")
+    listed = ", ".join(map(repr, (*_BY_NAME, *own[:20]))) + (", …" if len(own) > 20 else "")
     return (
         f"Unknown regularizer: {shown(name)}.{hint} Expected one of {listed}. One of your own is known by its name "
         "once it is registered with `register_keras_serializable`, or given in `custom_objects` or a "

@@ -10,7 +10,7 @@ from tfk_regularizers._penalties.factors import checked_factor, current, may_be_
 
 # How a SavedModel names a variable that a regularizer holds. A loader sets what it finds as an attribute of that name:
 # under the name of the factor, it would put a variable in the place of the config's number.
-_SAVED = "_self_live_"
+SAVED = "_self_live_"
 
 
 class Penalty(tf_keras.regularizers.Regularizer):  # type: ignore[misc]
@@ -74,7 +74,7 @@ class Penalty(tf_keras.regularizers.Regularizer):  # type: ignore[misc]
             value = checked_factor(name, value)
         super().__setattr__(name, value)
         if isinstance(value, tf.Variable):
-            _track(self)
+            track(self)
             self._handle_deferred_dependencies(name, value)  # restored already, if a checkpoint has been waiting
 
     def __reduce_ex__(self, protocol):
@@ -87,7 +87,7 @@ class Penalty(tf_keras.regularizers.Regularizer):  # type: ignore[misc]
         if not isinstance(state, dict):  # of a subclass that has its own way
             return reduced
         arguments = tuple(self.__class__ if argument is type(self) else argument for argument in arguments)
-        state = {name: value for name, value in state.items() if name not in _NOTES and not name.startswith(_SAVED)}
+        state = {name: value for name, value in state.items() if name not in _NOTES and not name.startswith(SAVED)}
         state |= {name: self._number(name) for name, value in self._live().items() if state.get(name) is value}
         return (make, arguments, (state, *slots) if slots else state, *rest)
 
@@ -136,12 +136,12 @@ class _Tracked(tf.__internal__.tracking.Trackable):
         for name in self._live():
             self._number(name)  # or the SavedModel would be half written when its config is asked for
         held = {name: value for name, value in vars(self).items() if isinstance(value, tf.Variable)}
-        loaded = {name: value for name, value in held.items() if name.startswith(_SAVED)}
-        return children | loaded | {_SAVED + name: value for name, value in held.items() if name not in loaded}
+        loaded = {name: value for name, value in held.items() if name.startswith(SAVED)}
+        return children | loaded | {SAVED + name: value for name, value in held.items() if name not in loaded}
 
     def _lookup_dependency(self, name, *args, **kwargs):
         """Any variable by its name here or in a SavedModel: to restore it where the file has it."""
-        for attribute in (name.removeprefix(_SAVED), name):
+        for attribute in (name.removeprefix(SAVED), name):
             if isinstance(vars(self).get(attribute), tf.Variable):
                 return vars(self)[attribute]
         return super()._lookup_dependency(name, *args, **kwargs)
@@ -157,7 +157,7 @@ def _owner(penalty, name):
     return next(cls for cls in type(penalty).__mro__ if name in vars(cls))
 
 
-def _track(penalty):
+def track(penalty):
     """Let TensorFlow track a penalty: its class becomes one that is `_Tracked` too."""
     plain = type(penalty)
     if issubclass(plain, _Tracked):

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tf_keras
 
 from tfk_regularizers._penalties.arguments import invalid, shown
-from tfk_regularizers._penalties.base import _SAVED, Penalty, _track
+from tfk_regularizers._penalties.base import SAVED, Penalty, track
 from tfk_regularizers._penalties.elementwise import L1, L1L2, L2
 
 
@@ -73,7 +73,7 @@ class Sum(Penalty):
         """Keep the terms valid, and let TensorFlow find the variables of those that it tracks."""
         super().__setattr__(name, _flat(value) if name == "regularizers" else value)
         if name == "regularizers" and any(map(_is_trackable, self.regularizers)):
-            _track(self)
+            track(self)
 
     def get_config(self):
         return {"regularizers": [_serialized(regularizer) for regularizer in self.regularizers]}
@@ -103,7 +103,7 @@ class Sum(Penalty):
     def _trackable_children(self, save_type="checkpoint", **kwargs):
         """The terms that hold variables; of those of this package, the ones that a file of this kind is to hold."""
         children = dict(super()._trackable_children(save_type, **kwargs))
-        prefix = _SAVED if save_type == "savedmodel" else ""
+        prefix = SAVED if save_type == "savedmodel" else ""
         for position, regularizer in enumerate(self.regularizers):
             if _is_trackable(regularizer) and (
                 not isinstance(regularizer, Penalty) or regularizer._trackable_children(save_type, **kwargs)
@@ -113,7 +113,7 @@ class Sum(Penalty):
 
     def _lookup_dependency(self, name, *args, **kwargs):
         """A term by its position: to restore it where the file has it."""
-        position = name.removeprefix(_SAVED)
+        position = name.removeprefix(SAVED)
         if position.isdecimal() and int(position) < len(self.regularizers):
             regularizer = self.regularizers[int(position)]
             return regularizer if _is_trackable(regularizer) else None
