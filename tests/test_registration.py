@@ -623,7 +623,8 @@ def test_rest_of_keras_3_is_untouched():
     assert set(registered) - set(table) == {"l1_l2"}
     assert all(registered[name] is table[name] for name in table)
     assert facade == dict(vars(tf.keras.regularizers))
-    ours = {f"tfk_regularizers>{cls.__name__}" for cls in (*CLASSES, tfk.SampledOrthogonalRegularizer, tfk.Sum)}
+    new = (tfk.SampledOrthogonalRegularizer, tfk.SoftOrthogonalRegularizer, tfk.GroupLasso, tfk.Sum)
+    ours = {f"tfk_regularizers>{cls.__name__}" for cls in (*CLASSES, *new)}
     assert set(objects) - set(saving.get_custom_objects()) == ours
     assert saving.get_registered_name(tfk.L2) == "L2"
 

@@ -182,8 +182,10 @@ class _Form(NamedTuple):
 
     def products(self, a, b):
         """The inner products of the slices of two matrices over `side`."""
-        if self.plain:
+        if execution.under_dtensor():  # by whose layouts nothing else follows a kernel that is split by column
             return tf.einsum("ij,kj->ik" if self.side == 0 else "ij,ik->jk", a, b)
+        if self.plain:
+            return tf.matmul(a, tf.transpose(b)) if self.side == 0 else tf.matmul(tf.transpose(a), b)
         return tf.matmul(a, b, transpose_a=self.side == 1, transpose_b=self.side == 0)
 
     def times(self, gram, x):
