@@ -18,13 +18,15 @@ SOURCE: ModuleType = sys.modules[tf_keras.regularizers.Regularizer.__module__]
 def check_supported(names: Any) -> None:
     """Raise ImportError unless every internal that registration needs is where it is expected."""
     found = {name: getattr(SOURCE, name, None) for name in ("keras_export", *names)}
-    for name, value in found.items():
-        if name in names and value is not None and "_keras_api_names" not in vars(value):
+    unnamed = [name for name in names if found[name] is not None and "_keras_api_names" not in vars(found[name])]
+    for name in unnamed:
+        value: Any = found[name]
+        if value.__module__ != SOURCE.__name__:
             raise ImportError(
                 f"tfk_regularizers cannot take the place of `{name}` in {SOURCE.__name__}, for another package has put "
                 f"`{value.__module__}.{value.__qualname__}` there. Import tfk_regularizers first."
             )
-    missing = [name for name, value in found.items() if value is None]
+    missing = [*unnamed, *(name for name, value in found.items() if value is None)]
     if missing:
         raise ImportError(
             f"tfk_regularizers supports {SUPPORTED}, and the installed tf-keras {tf_keras.__version__} lacks "
