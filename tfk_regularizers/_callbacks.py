@@ -113,7 +113,8 @@ class _Split:
                 callback.stateful_metrics = {*(callback.stateful_metrics or ()), *NAMES}
 
     def on_epoch_begin(self, call, epoch, logs=None):
-        self._train = _Parts.of(training.running_model("fit"), "train", begin=True)
+        model = training.running_model("fit")
+        self._train = None if model is None else _Parts.of(model, "train", begin=True)
         call(epoch, logs)
 
     def on_train_batch_begin(self, call, batch, logs=None):
