@@ -50,7 +50,7 @@ class PenaltyLogger(tf_keras.callbacks.Callback):
     {'loss': [5.0], 'data_loss': [4.0], 'penalty': [1.0]}
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self._supports_tf_logs = True  # or Keras would fetch the logs of each step for its sake
 

@@ -3,8 +3,11 @@
 import difflib
 import inspect
 import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
 
 import tf_keras
+from tf_keras.regularizers import Regularizer
 
 from tfk_regularizers._keras import registry, versions
 from tfk_regularizers._penalties import PENALTIES, l1_l2
@@ -14,8 +17,16 @@ _BY_NAME = {name: make for entry in PENALTIES for name, make in entry.identifier
 _LIBRARIES = ("tf_keras", "tfk_regularizers")  # what they register is not the user's own
 IDENTIFIERS = tuple(name for entry in PENALTIES if entry.in_keras for name in entry.identifiers)
 
+_Some = TypeVar("_Some", bound=Callable[..., Any])
 
-def get(identifier):
+
+@overload
+def get(identifier: _Some) -> _Some: ...
+@overload
+def get(identifier: str | dict[str, Any]) -> Regularizer: ...
+@overload
+def get(identifier: None) -> None: ...
+def get(identifier: Any) -> Any:
     """Returns the regularizer that an identifier or a config stands for.
 
     Args:
@@ -56,7 +67,11 @@ def get(identifier):
     )
 
 
-def serialize(regularizer, use_legacy_format=False):
+@overload
+def serialize(regularizer: Callable[..., Any], use_legacy_format: bool = False) -> dict[str, Any]: ...
+@overload
+def serialize(regularizer: None, use_legacy_format: bool = False) -> None: ...
+def serialize(regularizer: Any, use_legacy_format: bool = False) -> Any:
     """Returns the config of a regularizer, the same that tf_keras writes.
 
     Args:
@@ -87,7 +102,9 @@ def serialize(regularizer, use_legacy_format=False):
     return saving.serialize_keras_object(regularizer)
 
 
-def deserialize(config, custom_objects=None, use_legacy_format=False):
+def deserialize(
+    config: Any, custom_objects: dict[str, Any] | None = None, use_legacy_format: bool = False
+) -> Regularizer:
     """Returns the regularizer that a config stands for: the inverse of `serialize`.
 
     Args:

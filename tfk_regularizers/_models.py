@@ -4,7 +4,8 @@ import contextlib
 import inspect
 import itertools
 import re
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import tensorflow as tf
 import tf_keras
@@ -14,9 +15,12 @@ from tfk_regularizers._keras import layers, training, versions
 from tfk_regularizers._penalties.arguments import invalid, shown
 
 _ACTIVITY = "activity_regularizer"
+Identifier: TypeAlias = str | dict[str, Any] | Callable[[Any], Any] | None
 
 
-def set_regularizers(model, *, where=None, **regularizers):
+def set_regularizers(
+    model: tf_keras.Model, *, where: Callable[[Any], bool] | None = None, **regularizers: Identifier
+) -> list[str]:
     """Sets, replaces or removes regularizers on the layers of a built tf_keras model, in place.
 
     `model.losses` is right at once: no rebuild, no reload, weights and optimizer state untouched. The next `fit` of
@@ -111,7 +115,7 @@ def set_regularizers(model, *, where=None, **regularizers):
     return [path for target, _ in changes for path in target.paths]
 
 
-def penalties(model):
+def penalties(model: Any) -> dict[str, tf.Tensor]:
     """Returns the current penalty of each regularized weight of a model.
 
     The values are what Keras adds to the loss: they sum to `sum(model.losses)` as long as there is neither an activity
@@ -163,7 +167,7 @@ def penalties(model):
     {'block1/dense/kernel': 0.06}
     """
     _check_model(model, versions.model_bases(), "`penalties` is for models of tf_keras or Keras 3")
-    values = {}
+    values: dict[str, tf.Tensor] = {}
     for node in _nodes(model):
         losses = layers.weight_losses(node.layer, model)
         paths = _paths(node, [variable for variable, _ in losses])

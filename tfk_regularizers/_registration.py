@@ -26,7 +26,7 @@ class _DefaultL1L2:
         return l1_l2()
 
 
-def register():
+def register() -> None:
     """Puts this package's regularizers in the place of tf_keras's. Importing the package has done it already.
 
     Afterwards the eight strings, configs and saved files give this package's classes, and `tf_keras.regularizers` (and
@@ -72,7 +72,7 @@ def register():
             ) from error
 
 
-def unregister():
+def unregister() -> None:
     """Puts tf_keras's own regularizers back, and takes back what was added to Keras 3.
 
     It may be called any number of times, from any thread. Layers that hold a regularizer of this package keep it.
@@ -93,10 +93,11 @@ def unregister():
         for name in _replaced:
             registry.forget_export(_OURS[name])
         _replaced.clear()
+        keras = versions.keras3()
         for cls in (*_CLASSES, *_NEW_CLASSES):
             registry.forget_custom_object(tf_keras, cls, _registered_name(cls))
-            if versions.keras3():
-                registry.forget_custom_object(versions.keras3(), cls, _registered_name(cls))
+            if keras is not None:
+                registry.forget_custom_object(keras, cls, _registered_name(cls))
         table = registry.keras3_identifiers()
         if table is not None and table.get("l1_l2") is _DefaultL1L2:
             del table["l1_l2"]

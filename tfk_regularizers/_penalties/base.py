@@ -1,6 +1,7 @@
 """What the penalties share."""
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 import tf_keras
@@ -45,10 +46,14 @@ class Penalty(tf_keras.regularizers.Regularizer):  # type: ignore[misc]
     # As long as it holds numbers, TensorFlow takes no more notice of it than of a built-in one: see `_Tracked`.
     factor_names: tuple[str, ...] = ()
 
-    def get_config(self):
+    if TYPE_CHECKING:  # tf_keras's own gives 0.0
+
+        def __call__(self, x: Any, /) -> Any: ...
+
+    def get_config(self) -> dict[str, Any]:
         return {name: self._number(name) for name in self.factor_names}
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         """Never fails, for it is what errors and logs show: what cannot be read is shown as it is."""
         try:
             arguments = {name: repr(value) for name, value in self.get_config().items()}
@@ -56,13 +61,13 @@ class Penalty(tf_keras.regularizers.Regularizer):  # type: ignore[misc]
             arguments = {name: readable(value) for name, value in vars(self).items() if not name.startswith("_")}
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in arguments.items())})"
 
-    def __add__(self, other):
+    def __add__(self, other: tf_keras.regularizers.Regularizer) -> "Penalty":
         """A regularizer that gives both penalties."""
         from tfk_regularizers._penalties.sums import added  # which knows the classes that are made of this one
 
         return added(self, other)
 
-    def __radd__(self, other):
+    def __radd__(self, other: Any) -> "Penalty":
         """The same from the other side: what `sum` begins with, and regularizers that are not of this package."""
         from tfk_regularizers._penalties.sums import added
 

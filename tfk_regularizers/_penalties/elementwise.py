@@ -1,15 +1,19 @@
 """L1, L2 and the elastic net: sums over the elements, with hand-written gradients that save passes over memory."""
 
 import contextlib
+from typing import Any, SupportsFloat, TypeVar
 
 import tensorflow as tf
 
 from tfk_regularizers._penalties import execution
+from tfk_regularizers._penalties.annotations import Factor, FactorAttribute
 from tfk_regularizers._penalties.arguments import finite, invalid, only_legacy_name
 from tfk_regularizers._penalties.base import Penalty
 from tfk_regularizers._penalties.factors import checked_factor, is_zero, scaled
 from tfk_regularizers._penalties.inputs import elements
 from tfk_regularizers._penalties.reductions import result_dtype, total_in_xla, wide
+
+_SomeL2 = TypeVar("_SomeL2", bound="L2")
 
 
 class L1(Penalty):
@@ -54,12 +58,13 @@ class L1(Penalty):
     """
 
     factor_names = ("l1",)
+    l1: FactorAttribute
 
-    def __init__(self, l1=0.01, **kwargs):
+    def __init__(self, l1: Factor | None = 0.01, **kwargs: Factor | None) -> None:
         l1 = only_legacy_name(kwargs, "L1", l1)
         self.l1 = checked_factor("l1", 0.01 if l1 is None else l1)
 
-    def __call__(self, x):
+    def __call__(self, x: Any) -> tf.Tensor:
         return scaled(self.l1, absolute_sum(elements("L1", x)))
 
 
@@ -97,16 +102,17 @@ class L2(Penalty):
     """
 
     factor_names = ("l2",)
+    l2: FactorAttribute
 
-    def __init__(self, l2=0.01, **kwargs):
+    def __init__(self, l2: Factor | None = 0.01, **kwargs: Factor | None) -> None:
         l2 = only_legacy_name(kwargs, "L2", l2)
         self.l2 = checked_factor("l2", 0.01 if l2 is None else l2)
 
-    def __call__(self, x):
+    def __call__(self, x: Any) -> tf.Tensor:
         return scaled(self.l2, half_square_sum(elements("L2", x)), times=2.0)
 
     @classmethod
-    def from_weight_decay(cls, decay):
+    def from_weight_decay(cls: type[_SomeL2], decay: SupportsFloat) -> _SomeL2:
         """Returns the `L2` whose gradient is `decay * x`, which is `L2(decay / 2)`.
 
         Weight decay is defined by what it does to a step, L2 by what it adds to the loss, and `l2 * Σx²` has the
@@ -170,12 +176,14 @@ class L1L2(Penalty):
     """
 
     factor_names = ("l1", "l2")
+    l1: FactorAttribute
+    l2: FactorAttribute
 
-    def __init__(self, l1=0.0, l2=0.0):
+    def __init__(self, l1: Factor | None = 0.0, l2: Factor | None = 0.0) -> None:
         self.l1 = checked_factor("l1", 0.0 if l1 is None else l1)
         self.l2 = checked_factor("l2", 0.0 if l2 is None else l2)
 
-    def __call__(self, x):
+    def __call__(self, x: Any) -> tf.Tensor:
         x = elements("L1L2", x)
         if is_zero(self.l1) and is_zero(self.l2):
             return tf.zeros([], result_dtype(x))
@@ -189,7 +197,7 @@ class L1L2(Penalty):
         return elastic_net(x, float(self.l1), float(self.l2))
 
 
-def l1_l2(l1=0.01, l2=0.01):
+def l1_l2(l1: Factor | None = 0.01, l2: Factor | None = 0.01) -> L1L2:
     """Returns `L1L2(l1, l2)`, with the defaults that the string `"l1_l2"` stands for.
 
     Args:

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import tensorflow as tf
 
 try:  # what is recorded has no public reader; where this one is absent, the functions below say what is always right
-    from tensorflow.python.eager import forwardprop_util, record
-    from tensorflow.python.ops import control_flow_util
-    from tensorflow.python.saved_model import save_context
+    from tensorflow.python.eager import forwardprop_util, record  # type: ignore[attr-defined]
+    from tensorflow.python.ops import control_flow_util  # type: ignore[attr-defined]
+    from tensorflow.python.saved_model import save_context  # type: ignore[attr-defined]
 except ImportError:
     forwardprop_util = record = control_flow_util = save_context = None
 

@@ -11,10 +11,12 @@ under XLA.)
 import contextlib
 import functools
 import math
+from typing import Any
 
 import tensorflow as tf
 
 from tfk_regularizers._penalties import execution
+from tfk_regularizers._penalties.annotations import Factor, FactorAttribute, Mode
 from tfk_regularizers._penalties.arguments import row_or_column_mode
 from tfk_regularizers._penalties.base import Penalty
 from tfk_regularizers._penalties.factors import checked_factor, scaled
@@ -66,12 +68,14 @@ class GroupLasso(Penalty):
     """
 
     factor_names = ("factor",)
+    factor: FactorAttribute
+    mode: Mode
 
-    def __init__(self, factor=0.01, mode="columns"):
+    def __init__(self, factor: Factor = 0.01, mode: Mode = "columns") -> None:
         self.factor = checked_factor("factor", factor)
         self.mode = row_or_column_mode(mode)
 
-    def __call__(self, inputs):
+    def __call__(self, inputs: Any) -> tf.Tensor:
         axis = 0 if row_or_column_mode(self.mode) == "columns" else 1
         if axis == 0:  # variables are partitioned by rows, and no row is in two of the shards
             inputs = whole("GroupLasso", inputs)
@@ -83,7 +87,7 @@ class GroupLasso(Penalty):
             return scaled(self.factor, lengths, times=math.sqrt(d))
         return scaled(self.factor, tf.sqrt(tf.cast(d, lengths.dtype)) * lengths)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"mode": self.mode}
 
 

@@ -23,9 +23,12 @@ References: Rabe and Staats, "Self-attention Does Not Need O(n²) Memory", 2021,
 for gathering what is needed of an n x n matrix of products tile by tile instead of storing it.
 """
 
+from typing import Any
+
 import tensorflow as tf
 
 from tfk_regularizers._penalties import execution
+from tfk_regularizers._penalties.annotations import Factor, FactorAttribute, Mode
 from tfk_regularizers._penalties.arguments import row_or_column_mode
 from tfk_regularizers._penalties.base import Penalty
 from tfk_regularizers._penalties.factors import checked_factor, scaled
@@ -100,12 +103,14 @@ class OrthogonalRegularizer(Penalty):
     """
 
     factor_names = ("factor",)
+    factor: FactorAttribute
+    mode: Mode
 
-    def __init__(self, factor=0.01, mode="rows"):
+    def __init__(self, factor: Factor = 0.01, mode: Mode = "rows") -> None:
         self.factor = checked_factor("factor", factor)
         self.mode = row_or_column_mode(mode)
 
-    def __call__(self, inputs):
+    def __call__(self, inputs: Any) -> tf.Tensor:
         inputs = whole("OrthogonalRegularizer", inputs)
         if inputs is None:
             return tf.zeros([])
@@ -114,7 +119,7 @@ class OrthogonalRegularizer(Penalty):
             x = tf.transpose(x)
         return scaled(self.factor, mean_absolute_cosine(x))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"mode": self.mode}
 
 

@@ -1,7 +1,10 @@
 """Orthogonality of a table too large even for blocks: that of some of its rows, drawn afresh at each call."""
 
+from typing import Any, SupportsIndex
+
 import tensorflow as tf
 
+from tfk_regularizers._penalties.annotations import Factor, FactorAttribute, Mode
 from tfk_regularizers._penalties.arguments import checked_sample_size, row_or_column_mode
 from tfk_regularizers._penalties.base import Penalty
 from tfk_regularizers._penalties.factors import checked_factor, scaled
@@ -44,13 +47,16 @@ class SampledOrthogonalRegularizer(Penalty):
     """
 
     factor_names = ("factor",)
+    factor: FactorAttribute
+    mode: Mode
+    sample_size: int
 
-    def __init__(self, factor=0.01, mode="rows", sample_size=4096):
+    def __init__(self, factor: Factor = 0.01, mode: Mode = "rows", sample_size: SupportsIndex = 4096) -> None:
         self.factor = checked_factor("factor", factor)
         self.mode = row_or_column_mode(mode)
         self.sample_size = checked_sample_size(sample_size)
 
-    def __call__(self, inputs):
+    def __call__(self, inputs: Any) -> tf.Tensor:
         inputs = whole("SampledOrthogonalRegularizer", inputs)
         if inputs is None:
             return tf.zeros([])
@@ -65,7 +71,7 @@ class SampledOrthogonalRegularizer(Penalty):
             sample = tf.transpose(sample)
         return scaled(self.factor, mean_absolute_cosine(sample))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"mode": self.mode, "sample_size": self.sample_size}
 
 

@@ -14,11 +14,12 @@ orthogonality can be reached, nothing is subtracted: G itself gives both.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tfk_regularizers._penalties import execution
+from tfk_regularizers._penalties.annotations import Factor, FactorAttribute, Mode
 from tfk_regularizers._penalties.arguments import checked_flag, row_or_column_mode
 from tfk_regularizers._penalties.base import Penalty
 from tfk_regularizers._penalties.elementwise import half_square_sum
@@ -79,13 +80,16 @@ class SoftOrthogonalRegularizer(Penalty):
     """
 
     factor_names = ("factor",)
+    factor: FactorAttribute
+    mode: Mode
+    diagonal: bool
 
-    def __init__(self, factor=0.01, mode="rows", diagonal=True):
+    def __init__(self, factor: Factor = 0.01, mode: Mode = "rows", diagonal: bool = True) -> None:
         self.factor = checked_factor("factor", factor)
         self.mode = row_or_column_mode(mode)
         self.diagonal = checked_flag("diagonal", diagonal)
 
-    def __call__(self, inputs):
+    def __call__(self, inputs: Any) -> tf.Tensor:
         inputs = whole("SoftOrthogonalRegularizer", inputs)
         if inputs is None:
             return tf.zeros([])
@@ -95,7 +99,7 @@ class SoftOrthogonalRegularizer(Penalty):
             self.factor, gram_distance(*matrices, over=over, diagonal=checked_flag("diagonal", self.diagonal))
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"mode": self.mode, "diagonal": self.diagonal}
 
 

@@ -4,6 +4,7 @@ import functools
 import math
 import operator
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -54,10 +55,10 @@ class Sum(Penalty):
 
     regularizers: tuple[Any, ...]
 
-    def __init__(self, regularizers):
-        self.regularizers = regularizers
+    def __init__(self, regularizers: Sequence[tf_keras.regularizers.Regularizer]) -> None:
+        self.regularizers = regularizers  # type: ignore[assignment]  # a tuple by `__setattr__`
 
-    def __call__(self, x):
+    def __call__(self, x: Any) -> tf.Tensor:
         values = [_real_number(regularizer, regularizer(x)) for regularizer in self.regularizers]
         dtype = _common_dtype(values)
         return functools.reduce(operator.add, (_scalar(value, dtype) for value in values))
@@ -75,11 +76,11 @@ class Sum(Penalty):
         if name == "regularizers" and any(map(_is_trackable, self.regularizers)):
             track(self)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {"regularizers": [_serialized(regularizer) for regularizer in self.regularizers]}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "Sum":
         """Returns the sum that a config stands for, in either format of tf_keras and in Keras 3.
 
         Args:
