@@ -73,7 +73,7 @@ def run_tests(session, tensorflow, environment, selection):
         session.chdir(folder)
         environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": "", **environment}
         session.run("python", "-c", VERSIONS, env=environment)
-        session.run("pytest", "-q", "-c", "pyproject.toml", *(session.posargs or selection), env=environment)
+        session.run("pytest", "-q", "-c", "pyproject.toml", "-m", "", *(session.posargs or selection), env=environment)
 
 
 VERSIONS = """

@@ -22,6 +22,12 @@ import tfk_regularizers as tfk  # noqa: E402
 PARENT = str(pathlib.Path(tfk.__file__).parents[1])
 
 
+def pytest_xdist_auto_num_workers(config):
+    """A few tests by name, and tests whose output is wanted, run here: other processes would import all once more."""
+    few = config.option.keyword or any("::" in argument for argument in config.args)
+    return 0 if few or config.option.capture == "no" or config.option.collectonly else None
+
+
 @pytest.fixture(scope="session")
 def builtin():
     """The regularizers of tf_keras itself, as they were before the package was imported."""
