@@ -187,10 +187,20 @@ UNKNOWN = {
     "l1l2": "'l1_l2'",
     "L1_L2": "'l1_l2'",
     "l1_l2 ": "'l1_l2'",
-    "orthogonal": "'OrthogonalRegularizer'",
+    "orthogonal": "'orthogonal_regularizer'",
     "orthogonal_regulariser": "'orthogonal_regularizer'",
     "Orthogonalregularizer": "'OrthogonalRegularizer'",
     "sampled_orthogonal_regularizer": "'SampledOrthogonalRegularizer'",
+    "ridge": "'l2'",
+    "weight decay": "'l2'",
+    "Lasso": "'l1'",
+    "elastic_net": "'l1_l2'",
+    "ElasticNet": "'l1_l2'",
+    "group_lasso": "'GroupLasso'",
+    "group lasso": "'GroupLasso'",
+    "sampled_orthogonal": "'SampledOrthogonalRegularizer'",
+    "soft_orthogonal": "'SoftOrthogonalRegularizer'",
+    "softorthogonal": "'SoftOrthogonalRegularizer'",
 }
 
 
@@ -492,6 +502,8 @@ def test_unknown_string_lists_the_names_of_the_user():
     assert "'my_penalty'" in str(caught.value).split("Expected one of")[1]
     assert "'my_package>Mine'" in str(caught.value).split("Expected one of")[1]
     assert "SGD" not in str(caught.value)
+    with tf_keras.saving.custom_object_scope({"Ridge": Mine}), pytest.raises(ValueError, match="Did you mean 'Ridge'"):
+        tfk.get("ridge")
 
 
 def test_name_given_to_deserialize_is_listed_when_another_is_unknown():

@@ -15,6 +15,17 @@ from tfk_regularizers._penalties.arguments import shown
 
 _BY_NAME = {name: make for entry in PENALTIES for name, make in entry.identifiers.items()}
 _LIBRARIES = ("tf_keras", "tfk_regularizers")  # what they register is not the user's own
+_OTHER_WORDS = {  # of the field for what has another name here
+    "ridge": "l2",
+    "weight_decay": "l2",
+    "lasso": "l1",
+    "elastic_net": "l1_l2",
+    "orthogonal": "orthogonal_regularizer",
+    "sampled_orthogonal": "SampledOrthogonalRegularizer",
+    "soft_orthogonal": "SoftOrthogonalRegularizer",
+    "group_lasso": "GroupLasso",
+    "l1l2": "l1_l2",  # what "L1L2" stands for does nothing
+}
 IDENTIFIERS = tuple(name for entry in PENALTIES if entry.in_keras for name in entry.identifiers)
 
 _Some = TypeVar("_Some", bound=Callable[..., Any])
@@ -197,8 +208,8 @@ def _unknown(name, custom):
     own = [
         other for other, obj in custom.items() if str(getattr(obj, "__module__", "")).split(".")[0] not in _LIBRARIES
     ]
-    candidates = {other.lower(): other for other in (*own, *_BY_NAME, *reversed(IDENTIFIERS))}
-    candidates["l1l2"] = "l1_l2"
+    candidates = {other.lower(): other for other in (*_BY_NAME, *reversed(IDENTIFIERS))}
+    candidates |= _OTHER_WORDS | {other.lower(): other for other in own}
     nearest = difflib.get_close_matches(name[:100].lower(), candidates, n=1, cutoff=0.5)
     hint = f" Did you mean {candidates[nearest[0]]!r}?" if nearest else ""
     listed = ", ".join(map(repr, (*_BY_NAME, *own[:20]))) + (", …" if len(own) > 20 else "")
