@@ -815,6 +815,55 @@ def test_mode_is_read_at_each_call():
     assert regularizer.get_config()["mode"] == "columns"
 
 
+CLASSES_WITH_MODE = (
+    tfk.OrthogonalRegularizer,
+    tfk.SampledOrthogonalRegularizer,
+    tfk.SoftOrthogonalRegularizer,
+    tfk.GroupLasso,
+)
+ARGUMENTS = [
+    *((cls, "mode", bad) for cls in CLASSES_WITH_MODE for bad in ("cols", "ROWS", None, 1, ["rows"])),
+    *((tfk.SampledOrthogonalRegularizer, "sample_size", bad) for bad in (1, -5, 2.5, "8", None)),
+    *((tfk.SoftOrthogonalRegularizer, "diagonal", bad) for bad in (1, "yes", None, [True])),
+]
+
+
+@pytest.mark.parametrize(("cls", "argument", "bad"), ARGUMENTS)
+def test_argument_that_is_set_later_is_checked_as_in_the_constructor(cls, argument, bad):
+    class Sub(cls):
+        pass
+
+    with pytest.raises(ValueError, match=f"argument `{argument}`") as expected:
+        cls(**{argument: bad})
+    for regularizer in (cls(), Sub()):
+        before = regularizer.get_config()
+        with pytest.raises(ValueError, match=f"argument `{argument}`") as caught:
+            setattr(regularizer, argument, bad)
+        assert str(caught.value) == str(expected.value)
+        assert regularizer.get_config() == before
+
+
+def test_argument_that_is_set_later_is_kept_as_the_constructor_keeps_it():
+    regularizer = tfk.SampledOrthogonalRegularizer()
+    regularizer.mode, regularizer.sample_size = np.str_("columns"), np.int64(7)
+    assert regularizer.get_config() == {"factor": 0.01, "mode": "columns", "sample_size": 7}
+    assert (type(regularizer.mode), type(regularizer.sample_size)) == (str, int)
+    soft = tfk.SoftOrthogonalRegularizer()
+    soft.diagonal = np.bool_(False)
+    assert soft.diagonal is False
+
+
+@pytest.mark.parametrize("cls", CLASSES_WITH_MODE)
+def test_subclass_with_a_call_of_its_own_keeps_what_it_likes_as_an_argument(cls):
+    class Own(cls):
+        def __call__(self, x):
+            return tf.zeros([])
+
+    regularizer = Own()
+    regularizer.mode = "diagonals"
+    assert regularizer.mode == "diagonals"
+
+
 # Signatures
 
 

@@ -1,6 +1,8 @@
 """What the penalties share."""
 
 import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -45,6 +47,7 @@ class Penalty(tf_keras.regularizers.Regularizer):  # type: ignore[misc]
 
     # As long as it holds numbers, TensorFlow takes no more notice of it than of a built-in one: see `_Tracked`.
     factor_names: tuple[str, ...] = ()
+    _checks: Mapping[str, Callable[[Any], Any]] = MappingProxyType({})  # of other arguments: what they are kept as
 
     if TYPE_CHECKING:  # tf_keras's own gives 0.0
 
@@ -74,9 +77,11 @@ class Penalty(tf_keras.regularizers.Regularizer):  # type: ignore[misc]
         return added(other, self)
 
     def __setattr__(self, name, value):
-        """Keep factors valid. What a subclass with a `__call__` of its own keeps in them is its own affair."""
+        """Keep arguments valid. What a subclass with a `__call__` of its own keeps in them is its own affair."""
         if name in self.factor_names and _owner(self, "__call__") is _owner(self, "factor_names"):
             value = checked_factor(name, value)
+        elif name in self._checks and _owner(self, "__call__") is _owner(self, "_checks"):
+            value = self._checks[name](value)
         super().__setattr__(name, value)
         if isinstance(value, tf.Variable):
             track(self)

@@ -11,6 +11,7 @@ under XLA.)
 import contextlib
 import functools
 import math
+from types import MappingProxyType
 from typing import Any
 
 import tensorflow as tf
@@ -70,6 +71,7 @@ class GroupLasso(Penalty):
     factor_names = ("factor",)
     factor: FactorAttribute
     mode: Mode
+    _checks = MappingProxyType({"mode": row_or_column_mode})
 
     def __init__(self, factor: Factor = 0.01, mode: Mode = "columns") -> None:
         self.factor = checked_factor("factor", factor)

@@ -23,6 +23,7 @@ References: Rabe and Staats, "Self-attention Does Not Need O(n²) Memory", 2021,
 for gathering what is needed of an n x n matrix of products tile by tile instead of storing it.
 """
 
+from types import MappingProxyType
 from typing import Any
 
 import tensorflow as tf
@@ -105,6 +106,7 @@ class OrthogonalRegularizer(Penalty):
     factor_names = ("factor",)
     factor: FactorAttribute
     mode: Mode
+    _checks = MappingProxyType({"mode": row_or_column_mode})
 
     def __init__(self, factor: Factor = 0.01, mode: Mode = "rows") -> None:
         self.factor = checked_factor("factor", factor)

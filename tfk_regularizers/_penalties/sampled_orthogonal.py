@@ -1,5 +1,6 @@
 """Orthogonality of a table too large even for blocks: that of some of its rows, drawn afresh at each call."""
 
+from types import MappingProxyType
 from typing import Any, SupportsIndex
 
 import tensorflow as tf
@@ -50,6 +51,7 @@ class SampledOrthogonalRegularizer(Penalty):
     factor: FactorAttribute
     mode: Mode
     sample_size: int
+    _checks = MappingProxyType({"mode": row_or_column_mode, "sample_size": checked_sample_size})
 
     def __init__(self, factor: Factor = 0.01, mode: Mode = "rows", sample_size: SupportsIndex = 4096) -> None:
         self.factor = checked_factor("factor", factor)

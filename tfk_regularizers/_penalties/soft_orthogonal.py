@@ -14,6 +14,7 @@ orthogonality can be reached, nothing is subtracted: G itself gives both.
 """
 
 import functools
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -83,6 +84,7 @@ class SoftOrthogonalRegularizer(Penalty):
     factor: FactorAttribute
     mode: Mode
     diagonal: bool
+    _checks = MappingProxyType({"mode": row_or_column_mode, "diagonal": functools.partial(checked_flag, "diagonal")})
 
     def __init__(self, factor: Factor = 0.01, mode: Mode = "rows", diagonal: bool = True) -> None:
         self.factor = checked_factor("factor", factor)
