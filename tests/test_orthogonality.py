@@ -15,6 +15,7 @@ from differentiation import (
     run,
     value_and_gradient,
 )
+from libraries import KERAS3, needs_keras3
 from oracles import orthogonal
 from tensorflow.python.eager import context as tf_context
 
@@ -281,6 +282,26 @@ def test_columns_of_a_convolution_are_its_filters():
 def test_fewer_than_two_axes_are_refused(x):
     with pytest.raises(ValueError, match=r"rank 2 or more. Received: inputs.shape == \((2,)?\)"):
         tfk.OrthogonalRegularizer()(x)
+
+
+ORTHOGONAL = [tfk.OrthogonalRegularizer, tfk.SampledOrthogonalRegularizer, tfk.SoftOrthogonalRegularizer]
+
+
+@pytest.mark.parametrize("cls", [*ORTHOGONAL, tfk.GroupLasso])
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_a_weight_with_fewer_than_two_axes_is_named(cls, policy):
+    layer = tf_keras.layers.Dense(3, bias_regularizer=cls(), name="logits", dtype=policy)
+    layer.build((None, 2))
+    for losses in (lambda: layer.losses, tf.function(lambda: layer.losses)):
+        with pytest.raises(ValueError, match=r"inputs.shape == \(3,\), of the variable '(logits/)?bias'"):
+            losses()
+
+
+@needs_keras3
+def test_a_weight_of_keras_3_with_fewer_than_two_axes_is_named():
+    layer = KERAS3.layers.Dense(3, bias_regularizer=tfk.OrthogonalRegularizer(), name="logits")
+    with pytest.raises(ValueError, match=r"inputs.shape == \(3,\), of the variable '(model/)?logits/bias'"):
+        KERAS3.Sequential([KERAS3.Input((2,)), layer], name="model").losses  # noqa: B018
 
 
 @pytest.mark.parametrize("x", [1.0, [1.0, 2.0]], ids=["rank 0", "rank 1"])

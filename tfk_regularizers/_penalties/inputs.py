@@ -19,6 +19,7 @@ def tensor(name, x):
             f"Inputs to {name} must be dense tensors. Received: a {type(x).__name__} of dtype {x.dtype.name} and "
             f"shape {x.shape}"
         )
+    given = x
     if not isinstance(x, tf.Tensor):
         backend = other_backend(x)
         if backend is not None:
@@ -31,20 +32,30 @@ def tensor(name, x):
     if not (x.dtype.is_floating or x.dtype.is_complex):
         raise TypeError(
             f"Inputs to {name} must be of a floating or complex dtype. Received: dtype {x.dtype.name}, shape {x.shape}"
+            f"{_of_variable(given)}"
         )
     return x
 
 
+def _of_variable(x: Any) -> str:
+    """For a message: which variable of either Keras x is; nothing for what is none."""
+    name = getattr(x, "path", None) or (x.name if isinstance(x, tf.Variable) else None)
+    return f", of the variable {name.split(':')[0]!r}" if isinstance(name, str) else ""
+
+
 def matrix(name, x):
     """x as a real matrix: all axes but the last become its rows."""
-    x = tensor(name, x)
+    given, x = x, tensor(name, x)
     if x.dtype.is_complex:
         raise TypeError(
             f"Inputs to {name} must be of a floating dtype. Received: dtype {x.dtype.name}, shape {x.shape}"
+            f"{_of_variable(given)}"
         )
     rank = x.shape.rank
     if rank is not None and rank < 2:
-        raise ValueError(f"Inputs to {name} must have rank 2 or more. Received: inputs.shape == {x.shape}")
+        raise ValueError(
+            f"Inputs to {name} must have rank 2 or more. Received: inputs.shape == {x.shape}{_of_variable(given)}"
+        )
     if rank == 2:
         return x
     if x.shape.is_fully_defined():
