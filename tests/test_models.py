@@ -11,6 +11,7 @@ import tf_keras
 from libraries import needs_keras3
 from tf_keras import layers
 
+import tfk_regularizers as tfk
 from tfk_regularizers import L1, L2, OrthogonalRegularizer, _keras, penalties, serialize, set_regularizers
 
 # tf_keras warns of its own `.h5` format, which users still have.
@@ -338,6 +339,7 @@ class TestSetRegularizers:
         assert set_regularizers(model, kernel_regularizer=None) == ["hidden/kernel"]
         assert model.layers[0].kernel_regularizer is None
 
+    @pytest.mark.filterwarnings("ignore:Built-in regularizers:UserWarning")
     @pytest.mark.parametrize("make", [attention, bidirectional])
     def test_removed_factor_is_in_no_file(self, make, builtin, tmp_path):
         """Keras goes on tracking what is replaced by None, or by a regularizer that is not tracked."""
@@ -893,3 +895,67 @@ def test_a_weight_in_whose_place_a_wrapper_has_put_a_tensor():
     assert model.losses == []
     assert set_regularizers(model, kernel_regularizer=L2(0.1)) == ["hidden/kernel", "head/kernel"]
     assert list(penalties(model)) == ["hidden/kernel", "head/kernel"]
+
+
+class TestFromBeforeTheImport:
+    """Layers with built-in regularizers, told of once."""
+
+    @staticmethod
+    def model(*regularizers):
+        hidden = [
+            layers.Dense(2, kernel_regularizer=regularizer, name=f"hidden{number}")
+            for number, regularizer in enumerate(regularizers)
+        ]
+        model = tf_keras.Sequential([tf_keras.Sequential(hidden, name="block"), layers.Dense(1, name="head")])
+        model.build((None, 2))
+        return model
+
+    def test_penalties_name_the_layers_once(self, builtin):
+        model = self.model(*(builtin.L2(0.1) for _ in range(7)))
+        model.layers[-1].activity_regularizer = builtin.L1(0.1)
+        with pytest.warns(UserWarning, match=r"^Built-in regularizers") as caught:
+            penalties(model)
+        (warning,) = caught
+        assert "'block/hidden0' (kernel_regularizer), 'block/hidden1'" in str(warning.message)
+        assert "'block/hidden4' (kernel_regularizer) and 3 more. Import" in str(warning.message)
+        assert warning.filename == __file__
+        penalties(model)
+        with pytest.warns(UserWarning, match=r"still in 'block/hidden0' \(kernel_regularizer\)\. "):
+            penalties(self.model(builtin.L1L2(0.1)))
+
+    def test_set_regularizers_tells_of_what_stays(self, builtin):
+        model = self.model(builtin.L2(0.1), builtin.OrthogonalRegularizer(0.1))
+        with pytest.warns(UserWarning, match=r"still in 'block/hidden1' \(kernel_regularizer\)\. "):
+            set_regularizers(model, kernel_regularizer="l2", where=only("hidden0"))
+        model = self.model(builtin.L2(0.1), builtin.L2(0.1))
+        set_regularizers(model, kernel_regularizer="l2")
+        with pytest.warns(UserWarning, match="still in 'head'"):
+            set_regularizers(model, kernel_regularizer=builtin.L2(0.1), where=only("head"))
+
+    def test_nothing_is_half_set_where_it_is_an_error(self, builtin):
+        model = self.model(builtin.L2(0.1), builtin.L2(0.1))
+        before = [layer.kernel_regularizer for layer in model.layers[0].layers], list(map(float, model.losses))
+        for _ in range(2):
+            with pytest.raises(UserWarning, match="still in"):
+                set_regularizers(model, kernel_regularizer="l1", where=only("hidden0"))
+        assert (
+            [layer.kernel_regularizer for layer in model.layers[0].layers],
+            list(map(float, model.losses)),
+        ) == before
+
+    def test_what_is_meant_as_it_is_is_not_told_of(self, builtin, restored):
+        class Own(builtin.L2):
+            def __call__(self, x):
+                return 2.0 * super().__call__(x)
+
+        class Ours(L2):
+            pass
+
+        class Renamed(builtin.L2):
+            pass
+
+        penalties(self.model(Own(0.1), Ours(0.1), "l1_l2", tf.reduce_sum, OrthogonalRegularizer()))
+        with pytest.warns(UserWarning, match="still in 'block/hidden0'"):
+            penalties(self.model(Renamed(0.1)))
+        tfk.unregister()
+        penalties(self.model(builtin.L2(0.1), "l2"))

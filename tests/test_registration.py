@@ -664,3 +664,45 @@ def test_a_custom_object_of_the_same_name_is_no_obstacle():
     with tf_keras.saving.custom_object_scope({"l1": L2, "OrthogonalRegularizer": L2}):
         tfk.register()
     assert tf_keras.regularizers.L1 is tfk.L1
+
+
+EARLIER = """
+import sys, warnings
+import tf_keras
+
+class Own(tf_keras.regularizers.L2):
+    def __call__(self, x):
+        return 2.0 * super().__call__(x)
+
+builtin = tf_keras.regularizers.L2
+early = tf_keras.layers.Dense(2, kernel_regularizer="l2", activity_regularizer=builtin(0.5), name="early")
+rest = [tf_keras.layers.Dense(2), tf_keras.layers.Dense(2, kernel_regularizer=Own(0.5))]
+model = tf_keras.Sequential([early, *rest])
+model.build((None, 2))
+with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    try:
+        import tfk_regularizers
+    except UserWarning:
+        print("tfk_regularizers" in sys.modules, tf_keras.regularizers.L2 is builtin)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import tfk_regularizers as tfk
+    tfk.penalties(model)
+    tfk.set_regularizers(model, bias_regularizer="l2")
+print(len(caught), caught[0].filename, caught[0].message)
+"""
+
+
+@pytest.mark.heavy
+def test_layers_from_before_the_import_are_told_of(run_python):
+    failed, told = run_python("-c", EARLIER).splitlines()
+    assert failed == "False True"
+    place = "early' (kernel_regularizer, activity_regularizer). Import tfk_regularizers before"
+    assert told.startswith("1 <string> Built-in regularizers of tf_keras, ")
+    assert place in told
+
+
+def test_looking_for_earlier_layers_costs_nothing_where_there_is_none(run_python):
+    program = "import gc, tf_keras; gc.get_objects = None; import tfk_regularizers"
+    assert run_python("-W", "error", "-c", program) == ""

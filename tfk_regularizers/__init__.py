@@ -3,6 +3,7 @@
 from tf_keras.regularizers import Regularizer
 
 from tfk_regularizers._callbacks import PenaltyLogger
+from tfk_regularizers._earlier import tell_at_import as _tell_at_import
 from tfk_regularizers._identifiers import deserialize, get, serialize
 from tfk_regularizers._models import penalties, set_regularizers
 from tfk_regularizers._penalties import (
@@ -55,3 +56,4 @@ for _name in __all__:  # no private module's name in files and pickles
         globals()[_name].__module__ = __name__
 
 register()
+_tell_at_import()

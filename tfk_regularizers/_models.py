@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import tensorflow as tf
 import tf_keras
 
+from tfk_regularizers import _earlier
 from tfk_regularizers._identifiers import get
 from tfk_regularizers._keras import layers, training, versions
 from tfk_regularizers._penalties.arguments import invalid, shown
@@ -54,6 +55,9 @@ def set_regularizers(
     Returns:
         The list of the paths of the weights whose regularizer was set, replaced or removed, as `"block1/conv/kernel"`:
         the keys that `penalties` has. An output is listed as `"block1/conv/activity"`.
+
+    Warns:
+        UserWarning: Once, if a regularizer of tf_keras itself is in the model afterwards, from before the import.
 
     Raises:
         TypeError: If `model` is not a tf_keras model, a Keras 3 one for instance.
@@ -111,6 +115,7 @@ def set_regularizers(
         for node in nodes:
             if isinstance(node.layer, tf_keras.Model):
                 training.forget_traces(node.layer)
+        _earlier.tell((node.path, node.layer) for node in nodes)
         undo.pop_all()
     return [path for target, _ in changes for path in target.paths]
 
@@ -154,6 +159,9 @@ def penalties(model: Any) -> dict[str, tf.Tensor]:
         and its own, to its penalty, a scalar tensor: a number in eager mode, a part of the graph, with its gradient,
         inside a `tf.function`.
 
+    Warns:
+        UserWarning: Once, if a regularizer of tf_keras itself is in the model, from before the import.
+
     Raises:
         TypeError: If `model` is not a Keras model.
         ValueError: If the model is not built.
@@ -168,7 +176,9 @@ def penalties(model: Any) -> dict[str, tf.Tensor]:
     """
     _check_model(model, versions.model_bases(), "`penalties` is for models of tf_keras or Keras 3")
     values: dict[str, tf.Tensor] = {}
-    for node in _nodes(model):
+    nodes = _nodes(model)
+    _earlier.tell((node.path, node.layer) for node in nodes)
+    for node in nodes:
         losses = layers.weight_losses(node.layer, model)
         paths = _paths(node, [variable for variable, _ in losses])
         for path, (_, loss) in zip(paths, losses, strict=True):

@@ -2,8 +2,10 @@
 
 import contextlib
 import functools
+import gc
 import inspect
 import re
+import sys
 from typing import Any
 
 import tensorflow as tf
@@ -29,6 +31,28 @@ def keywords(layer: Any) -> set[str]:
     An RNN layer has them as properties that read its cell, and is passed over: the cell is a layer itself.
     """
     return {name for name in (*vars(layer), *(_revived_config(layer) or {})) if name.endswith("_regularizer")}
+
+
+def own_regularizers(layer: Any) -> dict[str, Any]:
+    """The regularizers that a layer of tf_keras has been given and holds itself, by their keywords."""
+    if not isinstance(layer, tf_keras.layers.Layer):
+        return {}
+    held = {name: value for name, value in vars(layer).items() if name.endswith("_regularizer") and name[0] != "_"}
+    held["activity_regularizer"] = vars(layer).get("_activity_regularizer")
+    return {keyword: regularizer for keyword, regularizer in held.items() if regularizer is not None}
+
+
+def alive() -> list[Any]:
+    """All layers of tf_keras that there are. Where none has had a name yet, which is known at once, none is looked for.
+
+    The garbage collector is asked, which takes 0.1 s; after `clear_session` no name is known, and none is found.
+    """
+    backend = sys.modules[tf_keras.backend.clear_session.__module__]
+    if not any(len(getattr(backend, names, ())) for names in ("OBSERVED_NAMES", "PER_GRAPH_OBJECT_NAME_UIDS")):
+        return []
+    objects = gc.get_objects()
+    kinds = {kind for kind in {type(obj) for obj in objects} if tf_keras.layers.Layer in kind.__mro__}
+    return [obj for obj in objects if type(obj) in kinds]
 
 
 def _revived_config(layer: Any) -> dict[str, Any] | None:
