@@ -7,6 +7,7 @@ import inspect
 import itertools
 import json
 import pickle
+import re
 import sys
 import types
 import warnings
@@ -898,6 +899,15 @@ def test_public_names():
     assert tfk.l2 is tfk.L2
     assert tfk.orthogonal_regularizer is tfk.OrthogonalRegularizer
     assert isinstance(tfk.l1_l2, types.FunctionType)
+
+
+def test_nothing_but_public_names_is_in_sight():
+    assert [name for name in dir(tfk) if not name.startswith("_")] == sorted(tfk.__all__)
+
+
+def test_the_overview_names_all_that_is_public():
+    listed = re.findall(r"^- (.*?)(?:\n\n|\Z|(?=\n- ))", tfk.__doc__, re.M | re.S)
+    assert set(tfk.__all__) <= set(re.findall(r"`(\w+)`", "".join(listed)))
 
 
 def test_a_registered_config_loads_by_the_name_of_its_class():

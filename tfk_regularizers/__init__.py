@@ -1,4 +1,48 @@
-"""Drop-in regularizers for tf_keras: `import tfk_regularizers`, and every weight regularizer is one of these."""
+"""Drop-in regularizers for tf_keras: `import tfk_regularizers`, and every weight regularizer is one of these.
+
+Import it first. From then on the regularizers of tf_keras are those of this package, by string, by class and in files:
+
+>>> import tfk_regularizers as tfk
+>>> import tf_keras
+>>> layer = tf_keras.layers.Dense(3, kernel_regularizer="l2", kernel_initializer="ones")
+>>> head = tf_keras.layers.Dense(1, kernel_regularizer=tfk.L1(0.1) + tfk.L2(0.01), kernel_initializer="ones")
+>>> model = tf_keras.Sequential([layer, head])
+>>> model.build((None, 4))
+>>> layer.kernel_regularizer, head.kernel_regularizer
+(L2(l2=0.01), L1L2(l1=0.1, l2=0.01))
+>>> [round(float(penalty), 4) for penalty in tfk.penalties(model).values()]
+[0.12, 0.33]
+
+Penalties, of which tf_keras has the first four too:
+
+- `L1`: l1 * Σ|x|, towards few weights. Also `l1`.
+- `L2`: l2 * Σx², towards small weights. Also `l2`.
+- `L1L2`: both; `l1_l2` makes one with factors of 0.01.
+- `OrthogonalRegularizer`: the mean absolute cosine between rows or columns. Also `orthogonal_regularizer`.
+- `SampledOrthogonalRegularizer`: the same over a fresh sample, for tables of millions of rows.
+- `SoftOrthogonalRegularizer`: ‖x xᵀ - I‖², which takes lengths to 1 as well.
+- `GroupLasso`: the lengths of columns or rows, which takes whole units to zero.
+- `Sum`: several penalties on one weight, as `L2(0.1) + GroupLasso(0.01)` gives it.
+
+What acts on a model:
+
+- `set_regularizers`: sets, replaces or removes regularizers of a built model.
+- `penalties`: the penalty of each weight, by its path.
+- `PenaltyLogger`: a callback that shows the penalty apart from the data loss.
+
+Names and configs, as in tf_keras.regularizers:
+
+- `get`, `serialize`, `deserialize`: from strings and configs to regularizers, and back.
+
+For a penalty of your own:
+
+- `Penalty`: a base class with checked factors, variables as factors, configs and sums.
+- `Regularizer`: the plain base class of tf_keras.
+
+In the place of tf_keras's own:
+
+- `register`, which the import has called; `unregister` puts the built-ins back.
+"""
 
 from tf_keras.regularizers import Regularizer
 
@@ -54,6 +98,7 @@ __all__ = [
 for _name in __all__:  # no private module's name in files and pickles
     if globals()[_name].__module__.startswith(f"{__name__}."):
         globals()[_name].__module__ = __name__
+del _name
 
 register()
 _tell_at_import()
