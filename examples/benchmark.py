@@ -15,13 +15,16 @@ Memory and first calls are measured in processes of their own. Five tables:
 * ``hand``: the penalties that tf_keras lacks, beside the lines that people write for them, value and gradient and the
   value alone; and soft orthogonality of a million rows of 64 beside one matrix product, with its peak memory.
 
-Warm-up (tracing, compilation, first allocation) is never part of a time, but where the table says "first".
-TensorFlow chooses the device: a GPU if there is one. Run it on an otherwise idle machine; it takes about ten minutes
-and 8 GB of memory, ``--quick`` less than one minute and 2 GB. It needs ``pip install -e ".[examples]"``::
+In ``speed`` and ``hand`` the same function is measured twice besides, in the same rounds. What 19 of 20 such pairs
+differ by at most is the noise of the table. It stands below the title, and a ratio no farther from 1 has a ``~``.
 
-    python examples/benchmark.py
+Warm-up (tracing, compilation, first allocation) is never part of a time, but where the table says "first".
+TensorFlow chooses the device: a GPU if there is one. Run it on an otherwise idle machine; it takes about a quarter of
+an hour and 8 GB of memory, ``--quick`` about a minute and 2 GB. It needs ``pip install -e ".[examples]"``::
+
+    python examples/benchmark.py --markdown examples/benchmark.md --plot examples/images/benchmark.png
     python examples/benchmark.py --quick --tables speed step
-    python examples/benchmark.py --json results.json --plot results.png --markdown results.md
+    python examples/benchmark.py --json results.json
 """
 
 import argparse
@@ -32,6 +35,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -60,7 +64,9 @@ import tfk_regularizers
 BUILTIN = {"L1": L1, "L2": L2, "L1L2": L1L2, "Orthogonal": OrthogonalRegularizer}
 OURS = {penalty: getattr(tfk_regularizers, cls.__name__) for penalty, cls in BUILTIN.items()}
 SIDES = {"builtin": BUILTIN, "ours": OURS}
-MODES = {"eager": "#8d99ae", "graph": "#2a6f97", "XLA": "#e07a1f"}  # and their colours in the picture
+# Their colours in the picture, where each stands for one thing.
+MODES = {"eager": "#8d99ae", "graph": "#2a6f97", "XLA": "#e07a1f"}
+SIDE_COLORS = {"builtin": "#7b4fa3", "ours": "#2e8b57"}
 SHAPES = {penalty: [(64, 64), (300, 300), (1000, 1000), (4096, 4096), (8000, 8000)] for penalty in ("L1", "L2", "L1L2")}
 SHAPES["Orthogonal"] = [(64, 64), (512, 512), (512, 4608), (1024, 256), (2048, 2048), (4096, 512), (8192, 64)]
 QUICK_SHAPES = {penalty: [(300, 300), (2000, 2000)] for penalty in ("L1", "L2", "L1L2")}
@@ -116,6 +122,11 @@ def interleaved(functions: dict, x: tf.Tensor, rounds: int) -> dict[str, list[fl
     return times
 
 
+def middle_ratio(times: dict, one: str, other: str) -> float:
+    """Return the median of the rounds' quotients of two functions' times."""
+    return statistics.median(a / b for a, b in zip(times[one], times[other], strict=True))
+
+
 def turn(names, count: int) -> list:
     """Return the names in the order of a round: every other one is backwards."""
     return list(names)[:: -1 if count % 2 else 1]
@@ -158,6 +169,7 @@ def speed(machine: dict, quick: bool):
     def work():
         for penalty, shape, gradient, mode in cases:
             functions = {side: as_function(make(side, penalty, 0.01), mode, gradient) for side in SIDES}
+            functions["again"] = as_function(make("builtin", penalty, 0.01), mode, gradient)
             times = interleaved(functions, normal(shape), rounds=3 if quick else 9)
             row = {
                 "penalty": penalty,
@@ -166,7 +178,7 @@ def speed(machine: dict, quick: bool):
                 "what": "value + gradient" if gradient else "value",
             }
             row |= {side: 1e3 * statistics.median(times[side]) for side in SIDES}
-            row["faster"] = statistics.median(a / b for a, b in zip(times["builtin"], times["ours"], strict=True))
+            row |= {"faster": middle_ratio(times, "builtin", "ours"), "same": middle_ratio(times, "builtin", "again")}
             yield [row | {"percent_of_limit": 1e5 * least_seconds(penalty, shape, gradient, machine) / row["ours"]}]
 
     return len(cases), work()
@@ -273,6 +285,11 @@ def by_hand(penalty: str, mode: str):
     return lambda x: 0.01 * tf.sqrt(tf.cast(tf.shape(x)[axis], x.dtype)) * tf.reduce_sum(tf.norm(x, axis=axis))
 
 
+def product(x: tf.Tensor) -> tf.Tensor:
+    """Return the matrix product that a million rows of 64 are measured beside."""
+    return tf.matmul(x, x, transpose_a=True)
+
+
 def soft_orthogonal():
     """Return the penalty that a million rows of 64 are measured with."""
     return tfk_regularizers.SoftOrthogonalRegularizer(0.01)
@@ -294,16 +311,16 @@ def hand(_: dict, quick: bool):
             functions = {
                 "by_hand": as_function(by_hand(penalty, of), mode, gradient),
                 "ours": as_function(HAND[penalty](0.01, of), mode, gradient),
+                "again": as_function(by_hand(penalty, of), mode, gradient),
             }
             what = "value + gradient" if gradient else "value"
             yield [hand_row(f"{penalty}, {of}", shape, what, mode, functions, rounds=3 if quick else 9)]
         for mode in products:
             functions = {
-                "by_hand": lambda x: [tf.matmul(x, x, transpose_a=True)],
+                "by_hand": as_function(product, mode, gradient=False),
                 "ours": as_function(soft_orthogonal(), mode, gradient=True),
+                "again": as_function(product, mode, gradient=False),
             }
-            if mode != "eager":
-                functions["by_hand"] = tf.function(functions["by_hand"], jit_compile=mode == "XLA" or None)
             row = hand_row("SoftOrthogonal, by one product", MILLION, "value + gradient", mode, functions, rounds=7)
             yield [row | {"peak": in_own_process("peak, MB", "soft", mode, *MILLION)}]
 
@@ -314,8 +331,8 @@ def hand_row(penalty: str, shape: tuple, what: str, mode: str, functions: dict, 
     """Return a row of the table: medians, and the median of the rounds' quotients."""
     times = interleaved(functions, normal(shape), rounds)
     row = {"penalty": penalty, "shape": shape, "what": what, "mode": mode}
-    row |= {side: 1e3 * statistics.median(times[side]) for side in functions}
-    return row | {"faster": statistics.median(a / b for a, b in zip(times["by_hand"], times["ours"], strict=True))}
+    row |= {side: 1e3 * statistics.median(times[side]) for side in ("by_hand", "ours")}
+    return row | {"faster": middle_ratio(times, "by_hand", "ours"), "same": middle_ratio(times, "by_hand", "again")}
 
 
 def exact(penalty: str, x: np.ndarray) -> float:
@@ -386,6 +403,22 @@ TABLES = {
     "error": (error, "Relative error of the value against float64"),
     "hand": (hand, "What tf_keras lacks, ms: beside the lines that people write; peak beside input, in MB"),
 }
+# What the columns mean, for the Markdown file.
+MEANINGS = {
+    "speed": "Times faster than the built-in, and in brackets the percentage of what this machine can do at the rates "
+    "above: for orthogonality of n rows of d elements 0.5 n² d multiply-adds for the value and 1.5 n² d with the "
+    "gradient, for the others one pass over memory for the value and three with the gradient. What fits into a cache "
+    "may beat that. Warm calls, medians of interleaved rounds.",
+    "memory": "Of one value and gradient, each in a process of its own. Where a cell of the built-in is empty it was "
+    "not measured, or memory did not suffice.",
+    "step": "Milliseconds of a step without a penalty, with the built-in's and with ours; what the two add, as the "
+    "median of the rounds' differences, and the quotient of what they add. With PenaltyLogger: the quotient of the "
+    "steps with and without it. The last row is the first step of a model with 30 kernels of different shapes, "
+    "compilation included.",
+    "hand": "Milliseconds of the lines that people write and of this package's class, and the quotient. The last rows "
+    "compare value and gradient of a million rows of 64 with one product `tf.matmul(x, x, transpose_a=True)`, and give "
+    "the peak memory beside x.",
+}
 KEYS = {
     "speed": ["penalty", "shape", "what", "mode", "builtin", "ours", "faster", "percent_of_limit"],
     "memory": ["what", "shape", "mode", "builtin", "ours", "ratio"],
@@ -407,18 +440,38 @@ def cell(value) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def noise(rows: list[dict]) -> float | None:
+    """Return the factor that 19 of 20 pairs of the same function stay below, None where there were no pairs."""
+    pairs = [abs(math.log(row["same"])) for row in rows if "same" in row]
+    return math.exp(np.quantile(pairs, 0.95)) if pairs else None
+
+
+def noise_line(rows: list[dict]) -> str:
+    """Return the sentence on the noise of a table, nothing where it has none."""
+    factor = noise(rows)
+    return "" if factor is None else f"~ is noise: the same function twice differs by up to {100 * factor - 100:.0f} %."
+
+
+def marked(rows: list[dict]) -> list[dict]:
+    """Return the rows with a mark at each quotient that is noise."""
+    factor = noise(rows)
+    if factor is None:
+        return rows
+    return [row | {"faster": "~" * (1 / factor <= row["faster"] <= factor) + cell(row["faster"])} for row in rows]
+
+
 def laid_out(name: str, rows: list[dict]) -> tuple[str, list[list[str]]]:
     """Return the title of a table, and its headings and cells."""
     headings = [HEADINGS.get(key, key) for key in KEYS[name]]
-    return TABLES[name][1], [headings, *([cell(row.get(key)) for key in KEYS[name]] for row in rows)]
+    return TABLES[name][1], [headings, *([cell(row.get(key)) for key in KEYS[name]] for row in marked(rows))]
 
 
 def side_by_side(rows: list[dict]) -> tuple[str, list[list[str]]]:
     """Return the first table with its modes beside each other."""
     table, keys = [["penalty", "shape", "", *MODES]], ("penalty", "shape", "what")
-    for place, group in itertools.groupby(rows, lambda row: [cell(row[key]) for key in keys]):
-        table.append([*place, *(f"{row['faster']:.2f} ({row['percent_of_limit']:.0f} %)" for row in group)])
-    return "Speed: times faster than the built-in (% of what the machine can do)", table
+    for place, group in itertools.groupby(marked(rows), lambda row: [cell(row[key]) for key in keys]):
+        table.append([*place, *(f"{row['faster']} ({row['percent_of_limit']:.0f} %)" for row in group)])
+    return "Speed: times faster than the built-in", table
 
 
 def headline(machine: dict) -> str:
@@ -435,6 +488,7 @@ def show(results: dict) -> None:
     console.print(headline(results["machine"]), highlight=False, soft_wrap=True)
     for name in list(results)[1:]:
         title, (headings, *rows) = laid_out(name, results[name])
+        title += f"\n{noise_line(results[name])}".rstrip()
         table = Table(title=title, title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
         for heading in headings:
             is_text = heading in ("", "penalty", "shape", "mode", "dtype", "fit")
@@ -444,13 +498,18 @@ def show(results: dict) -> None:
         console.print("", table)
 
 
-def as_markdown(results: dict) -> str:
-    """Return the tables as Markdown."""
-    lines = [headline(results["machine"])]
+def as_markdown(results: dict, picture: str | None) -> str:
+    """Return a whole page: what made it and where, the picture if there is one, and each table with its meaning."""
+    command = " ".join(["python examples/benchmark.py", *map(shlex.quote, sys.argv[1:])])
+    lines = ["# Benchmark: tfk_regularizers beside tf_keras's built-in regularizers", ""]
+    lines += [f"Made by `{command}`.", "", f"{headline(results['machine'])}."]
+    if picture:
+        lines += ["", f"![Times faster than the built-in, and what a penalty adds to a training step]({picture})"]
     for name in list(results)[1:]:
         title, table = side_by_side(results[name]) if name == "speed" else laid_out(name, results[name])
         table.insert(1, ["---"] * len(table[0]))
-        lines += ["", f"**{title}**", "", *(f"| {' | '.join(row)} |" for row in table)]
+        meaning = f"{MEANINGS[name]} {noise_line(results[name])}".rstrip()
+        lines += ["", f"## {title}", "", meaning, "", *(f"| {' | '.join(row)} |" for row in table)]
     return "\n".join(lines) + "\n"
 
 
@@ -501,9 +560,9 @@ def draw_step(rows: list[dict], figure) -> None:
     without = statistics.median(row["none"] for row in rows)
     figure.suptitle("What a penalty adds to a training step of a 4 × 2048 MLP", fontsize=17, fontweight="bold")
     axes = figure.subplots()
-    axes.hlines(y, ours, builtin, color="#c9d6df", linewidth=6)
-    axes.scatter(builtin, y, color="#8d99ae", s=90, label="tf_keras's built-in", zorder=3)
-    axes.scatter(ours, y, color="#2a6f97", s=90, label="tfk_regularizers", zorder=3)
+    axes.hlines(y, ours, builtin, color="#dedede", linewidth=6)
+    axes.scatter(builtin, y, color=SIDE_COLORS["builtin"], marker="D", s=70, label="tf_keras's built-in", zorder=3)
+    axes.scatter(ours, y, color=SIDE_COLORS["ours"], s=90, label="tfk_regularizers", zorder=3)
     for row, height, right in zip(rows, y, map(max, builtin, ours), strict=True):
         text = f"{cell(row['builtin_adds'])} → {cell(row['ours_adds'])} ms"
         axes.annotate(text, (right, height), (12, 0), textcoords="offset points", va="center")
@@ -529,7 +588,7 @@ def log_axis(axes, low: float, high: float, base: int, form: str) -> None:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Measure tfk_regularizers against tf_keras's built-in regularizers.")
-    parser.add_argument("--quick", action="store_true", help="few shapes and few rounds: less than a minute, and rough")
+    parser.add_argument("--quick", action="store_true", help="few shapes and few rounds: about a minute, and rough")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="only these (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
@@ -556,7 +615,9 @@ def main() -> None:
         text = json.dumps(results, indent=1).replace(": Infinity", ': "inf"')  # JSON has no infinity
         arguments.json.write_text(text + "\n")
     if arguments.markdown:
-        arguments.markdown.write_text(as_markdown(results), encoding="utf-8")
+        picture = arguments.plot and Path(os.path.relpath(arguments.plot, arguments.markdown.parent)).as_posix()
+        arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
+        arguments.markdown.write_text(as_markdown(results, picture), encoding="utf-8")
     if arguments.plot:
         draw(results, arguments.plot)
 
