@@ -28,6 +28,13 @@ def pytest_xdist_auto_num_workers(config):
     return 0 if few or config.option.capture == "no" or config.option.collectonly else None
 
 
+def pytest_itemcollected(item):
+    """Of a test with marks `light`, the cases are heavy whose parameters are not among the values of one of them."""
+    choices = [mark.kwargs.items() for mark in item.iter_markers("light")]
+    if choices and not any(all(item.callspec.params[name] in values for name, values in each) for each in choices):
+        item.add_marker("heavy")
+
+
 @pytest.fixture(scope="session")
 def builtin():
     """The regularizers of tf_keras itself, as they were before the package was imported."""

@@ -398,6 +398,7 @@ def variables_in(path):
 
 
 @pytest.mark.parametrize("name", ["model.keras", "model.h5", "model", "model.weights.h5"])
+@pytest.mark.light(name=["model.keras"])
 def test_files_saved_meanwhile_are_as_without(name, tmp_path):
     for folder, callbacks in [("with", [PenaltyLogger()]), ("without", [])]:
         tf_keras.backend.clear_session()
@@ -468,6 +469,7 @@ def test_everything_is_as_before_after_fit():
         ("on_train_end", ZeroDivisionError, 1),
     ],
 )
+@pytest.mark.light(hook=["on_test_batch_end", "on_train_end"])
 def test_undone_after_exception_in_another_callback(hook, error, order):
     def fail():
         raise error

@@ -79,6 +79,7 @@ BRANCHES = {
 @pytest.mark.parametrize("tape", ["around the function", "inside"])
 @pytest.mark.parametrize("branch", BRANCHES)
 @pytest.mark.parametrize(("name", "route"), cases)
+@pytest.mark.light(tape=["inside"])
 def test_gradient_through_a_branch(name, route, branch, tape):
     make, oracle = PENALTIES[name]
     x, penalty = normal([7, 4]), make(tfk)

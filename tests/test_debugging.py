@@ -44,6 +44,7 @@ def losses(regularizer, start=None):
 
 @pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.parametrize("regularizer", ["l1", "l2", "l1_l2", "orthogonal_regularizer"])
+@pytest.mark.light(regularizer=["l1_l2"])
 def test_a_fit_is_what_it_is_without(regularizer, switch, tmp_path):
     expected = losses(regularizer)
     with SWITCHES[switch](tmp_path):
@@ -51,6 +52,7 @@ def test_a_fit_is_what_it_is_without(regularizer, switch, tmp_path):
 
 
 @pytest.mark.parametrize("regularizer", ["l1", "l2", "l1_l2", "orthogonal_regularizer"])
+@pytest.mark.light(regularizer=["l1_l2"])
 def test_check_numerics_finds_the_nan(regularizer, tmp_path):
     with check_numerics(tmp_path), pytest.raises(tf.errors.InvalidArgumentError, match=r"NaN|nan"):
         losses(regularizer, start=np.nan)

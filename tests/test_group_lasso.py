@@ -51,6 +51,7 @@ def assert_each_close(actual, expected, of, tolerance):
 @of
 @pytest.mark.parametrize("size", [7, 150_000], ids=["small", "fused"])
 @pytest.mark.parametrize("scales", [(0, 1, 0, 2), (1e-30, 0, 3e-30), (1e30, 1e29), (1e-30, 1, 0, 1e18)], ids=str)
+@pytest.mark.light(size=[7])
 def test_zero_and_tiny_and_huge_groups(scales, size, of, mode):
     x = with_lengths(scales, of, size)
     value, gradient = run(mode, value_and_gradient(tfk.GroupLasso(0.25, of)), tf.constant(x))
@@ -77,6 +78,8 @@ def test_the_longest_and_shortest_of_float64(of, mode):
     [(composition, mode) for composition in SECOND_DERIVATIVES for mode in MODES]
     + [(c, f"{mode}, traced before") for c in SECOND_DERIVATIVES if c != "reverse over forward" for mode in MODES[1:]],
 )
+@pytest.mark.light(mode=["eager"])
+@pytest.mark.light(composition=["reverse over reverse"])
 def test_every_composition_of_forward_and_reverse_mode(composition, mode, of):
     x, v = normal((7, 4)), normal((7, 4), 1)
     penalty, (mode, _, before) = tfk.GroupLasso(0.25, of), mode.partition(", ")
@@ -92,6 +95,7 @@ def test_every_composition_of_forward_and_reverse_mode(composition, mode, of):
 @modes
 @of
 @pytest.mark.parametrize("scales", [(1, 0, 1e-30, 1e30), (1, 2, 0)], ids=str)
+@pytest.mark.light(mode=["eager"])
 def test_second_order_of_groups_of_any_length(scales, of, mode):
     x, v = with_lengths(scales, of), with_lengths(scales, of, seed=1)  # v to the scale of each group
     actual = run(mode, hessian_product(tfk.GroupLasso(0.25, of)), tf.constant(x), tf.constant(v))

@@ -102,6 +102,7 @@ def test_kernel_bias_and_activity_are_saved_and_loaded(name, tmp_path):
 
 
 @penalties
+@pytest.mark.light(name=["l1_l2", "columns"])
 def test_jit_compile_with_a_ragged_last_batch(name):
     x, y = data(2 * BATCH + 4)
     plain, compiled = (build(keras, PENALTIES[name][0](tfk), jit_compile) for jit_compile in (False, True))

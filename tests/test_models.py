@@ -210,6 +210,7 @@ class TestSetRegularizers:
     @h5_warning
     @pytest.mark.parametrize("suffix", [".keras", ".h5"])
     @pytest.mark.parametrize("make", ALL)
+    @pytest.mark.light(suffix=[".keras"])
     def test_file(self, make, suffix, tmp_path):
         model = built(make)
         set_regularizers(model, **{keyword: L2(0.1) for keyword in present(model)})
@@ -221,6 +222,7 @@ class TestSetRegularizers:
         "make",
         [nested, attention, *(pytest.param(make, marks=pytest.mark.heavy) for make in (convolutional, recurrent))],
     )
+    @pytest.mark.light(make=[nested])
     def test_saved_model(self, make, tmp_path):
         model = built(make)
         set_regularizers(model, **{keyword: L2(0.1) for keyword in present(model)})
@@ -229,6 +231,7 @@ class TestSetRegularizers:
         np.testing.assert_allclose(sum(values(loaded)), sum(values(model)), rtol=1e-6)
 
     @pytest.mark.parametrize("make", [sequential, nested, shared, lstm, Subclassed])
+    @pytest.mark.light(make=[sequential, nested])
     def test_fit(self, make):
         """A traced step is traced anew: equal to a model that never knew anything else, optimizer state included."""
         model, x = built(make), None

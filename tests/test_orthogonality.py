@@ -48,6 +48,7 @@ def tiled(rows):
 
 @modes
 @block_rows
+@pytest.mark.light(mode=["eager", "graph"])
 def test_tiles_of_any_size_give_the_same(rows, mode):
     x, v = normal((ROWS, 5)), normal((ROWS, 5), seed=1)
     whole = mean_absolute_cosine
@@ -61,6 +62,7 @@ def test_tiles_of_any_size_give_the_same(rows, mode):
 
 @pytest.mark.parametrize("mode", ["graph", "xla"])
 @block_rows
+@pytest.mark.light(mode=["graph"])
 def test_tiles_of_an_unknown_shape(rows, mode):
     x, v = normal((ROWS, 5)), normal((ROWS, 5), seed=1)
     unknown = [tf.TensorSpec([None, None], tf.float64)] * 2
@@ -92,6 +94,7 @@ def second_derivative():
 @pytest.mark.parametrize("mode", [*MODES, "graph, unknown shape", "xla, unknown shape"])
 @pytest.mark.parametrize("rows", [None, 2], ids=["direct", "tiled"])
 @pytest.mark.parametrize("composition", SECOND_DERIVATIVES)
+@pytest.mark.light(rows=[2])
 def test_every_composition_of_forward_and_reverse_mode(composition, rows, mode, second_derivative):
     x, v, expected = second_derivative
     if composition == "forward over forward":
@@ -106,6 +109,7 @@ def test_every_composition_of_forward_and_reverse_mode(composition, rows, mode, 
 
 @pytest.mark.parametrize("jit_compile", [None, True], ids=["graph", "xla"])
 @pytest.mark.parametrize("composition", [name for name in SECOND_DERIVATIVES if name != "reverse over forward"])
+@pytest.mark.light(jit_compile=[None], composition=["reverse over reverse"])
 def test_compositions_around_a_function(composition, jit_compile, second_derivative):
     """Of reverse over forward mode around a function TensorFlow makes None, whatever the function."""
     x, v, expected = second_derivative
@@ -142,6 +146,7 @@ def test_dtypes(dtype, rows):
 @modes
 @pytest.mark.parametrize("rows", [None, 2], ids=["direct", "tiled"])
 @pytest.mark.parametrize("shape", [(0, 0), (0, 3), (1, 0), (1, 3), (2, 0)], ids=str)
+@pytest.mark.light(mode=["eager"])
 def test_without_a_pair_it_is_zero(shape, rows, mode):
     penalty = value_and_gradient(tiled(rows))
     value, gradient = run(mode, penalty, normal(shape, "float32"))
@@ -153,6 +158,8 @@ def test_without_a_pair_it_is_zero(shape, rows, mode):
 @pytest.mark.parametrize("rows", [None, 2], ids=["direct", "tiled"])
 @pytest.mark.parametrize("number", [np.nan, np.inf])
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (1, 3), (3, 3)], ids=str)
+@pytest.mark.light(mode=["eager"])
+@pytest.mark.light(mode=["xla"], shape=[(6, 4)], number=[np.nan])
 def test_a_row_that_is_no_number_makes_it_none(shape, number, rows, mode):
     x = normal(shape, "float32").numpy()
     x[-1, 1] = number
@@ -193,6 +200,7 @@ def test_new_shapes_leave_nothing_behind():
 
 
 @pytest.mark.parametrize("rows", [50, 1100])
+@pytest.mark.heavy
 def test_a_saved_model_has_a_first_and_a_second_gradient(rows, run_python, tmp_path):
     regularizer = tfk.OrthogonalRegularizer(1.0)
     layer = tf_keras.layers.Dense(3, input_shape=(rows,), kernel_regularizer=regularizer)
@@ -308,6 +316,7 @@ def test_a_weight_of_keras_3_with_fewer_than_two_axes_is_named():
 @pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
 @pytest.mark.parametrize("mode", ["rows", "columns"])
 @pytest.mark.parametrize("cls", [tfk.OrthogonalRegularizer, tfk.SampledOrthogonalRegularizer])
+@pytest.mark.light(jit=[False])
 def test_fewer_than_two_axes_are_refused_where_the_rank_is_known_to_a_call_alone(cls, mode, jit, x):
     signature = [tf.TensorSpec(None, tf.float32)]
     penalty = tf.function(cls(1.0, mode), input_signature=signature, jit_compile=jit)
@@ -323,6 +332,7 @@ def test_orthogonality_of_complex_numbers():
 
 
 @pytest.mark.parametrize("mode", ["rows", "columns"])
+@pytest.mark.light(mode=["rows"])
 def test_the_compiled_program_holds_no_gram_matrix(mode):
     shape = [3000, 16] if mode == "rows" else [16, 3000]
     program = tf.function(value_and_gradient(tfk.OrthogonalRegularizer(0.01, mode)), jit_compile=True)

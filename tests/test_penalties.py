@@ -51,6 +51,8 @@ def exact(x):
     ("name", "dtype"),
     [(name, dtype) for name in PENALTIES for dtype in TOLERANCES if name.startswith("l") or dtype != "complex64"],
 )
+@pytest.mark.light(mode=["eager", "graph"])
+@pytest.mark.light(mode=["xla"], dtype=["float32"])
 def test_value_and_gradient(name, dtype, mode):
     make, oracle = PENALTIES[name]
     x = normal((37, 23), dtype)
@@ -65,6 +67,8 @@ def test_value_and_gradient(name, dtype, mode):
 @modes
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @in_keras
+@pytest.mark.light(mode=["eager", "graph"])
+@pytest.mark.light(shape=[(64, 64)])
 def test_equals_the_built_in(builtin, name, shape, mode):
     make, _ = PENALTIES[name]
     x = normal(shape)
@@ -77,6 +81,7 @@ def test_equals_the_built_in(builtin, name, shape, mode):
 @pytest.mark.parametrize("size", [2**18, 2**19 - 1, 2**19, 2**22 + 7, 2**22 + 2**11 - 1])
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 @pytest.mark.parametrize("name", ["l1", "l2", "l1_l2"])
+@pytest.mark.light(size=[2**18, 2**19])
 def test_large_tensors_of_any_length(name, mode, size):
     make, oracle = PENALTIES[name]
     x = normal((size,))
@@ -111,6 +116,7 @@ COMPILED = {
 @pytest.mark.parametrize("case", COMPILED)
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
 @pytest.mark.parametrize("name", ["l1", "l2", "l1_l2"])
+@pytest.mark.light(name=["l1_l2"], dtype=["float32"])
 def test_sums_keep_their_digits_wherever_xla_compiles(name, dtype, case):
     make, oracle = PENALTIES[name]
     strategy, shape = COMPILED[case]
@@ -122,6 +128,7 @@ def test_sums_keep_their_digits_wherever_xla_compiles(name, dtype, case):
 
 
 @pytest.mark.parametrize("mode", ["rows", "columns"])
+@pytest.mark.light(mode=["rows"])
 def test_mean_cosine_does_not_drift_under_xla(mode):
     make, _ = PENALTIES[mode]
     x = normal((16384, 32) if mode == "rows" else (32, 16384))
@@ -144,6 +151,8 @@ def test_gradient_equals_finite_differences(name):
 @modes
 @pytest.mark.parametrize("shape", [(7, 5), (1200, 500)], ids=str)
 @in_keras
+@pytest.mark.light(shape=[(7, 5)])
+@pytest.mark.light(mode=["eager"])
 def test_second_order_equals_the_built_in(builtin, name, shape, mode):
     make, _ = PENALTIES[name]
     x, v = normal(shape, "float64", 1), normal(shape, "float64", 2)
@@ -154,6 +163,8 @@ def test_second_order_equals_the_built_in(builtin, name, shape, mode):
 @modes
 @pytest.mark.parametrize("shape", [(7, 5), (1200, 500)], ids=str)
 @penalties
+@pytest.mark.light(shape=[(7, 5)])
+@pytest.mark.light(mode=["eager"])
 def test_forward_mode(name, shape, mode):
     make, oracle = PENALTIES[name]
     x, v = normal(shape, "float64", 1), normal(shape, "float64", 2)
@@ -169,6 +180,9 @@ def test_forward_mode(name, shape, mode):
     + [(composition, "traced before") for composition in SECOND_DERIVATIVES if composition != "reverse over forward"],
 )
 @pytest.mark.parametrize("name", ["l1", "l2", "l1_l2"])
+@pytest.mark.light(name=["l1_l2"], mode=["eager", "graph"])
+@pytest.mark.light(name=["l1_l2"], size=[35])
+@pytest.mark.light(mode=["eager"], size=[35])
 def test_any_composition_of_forward_and_reverse_mode(name, composition, mode, size):
     """The Hessian is 2 l2 times the identity."""
     penalty = PENALTIES[name][0](tfk)
@@ -185,6 +199,8 @@ def test_any_composition_of_forward_and_reverse_mode(name, composition, mode, si
 @pytest.mark.parametrize("mode", ["graph", "xla"])
 @pytest.mark.parametrize("signature", [(None, None), (None, 64), (40, None), None], ids=str)
 @penalties
+@pytest.mark.light(mode=["graph"])
+@pytest.mark.light(signature=[(None, None)])
 def test_unknown_static_shapes(name, signature, mode):
     make, oracle = PENALTIES[name]
     x = normal((40, 64))

@@ -101,6 +101,7 @@ def assert_trained_alike(name, places, policy, weights_are_halves=False, **sizes
 @mixed
 @pytest.mark.parametrize("place", ["kernel", "activity"])
 @penalties
+@pytest.mark.light(policy=["mixed_float16"], place=["kernel"])
 def test_mixed_precision_trains_as_float32(name, place, policy):
     model = assert_trained_alike(name, (place,), policy)
     scaled = isinstance(model.optimizer, tf_keras.mixed_precision.LossScaleOptimizer)
@@ -112,6 +113,7 @@ def test_mixed_precision_trains_as_float32(name, place, policy):
 
 @mixed
 @penalties
+@pytest.mark.light(policy=["mixed_float16"], name=["l1_l2", "columns"])
 def test_mixed_precision_of_a_wide_layer(name, policy):
     """Sums in compiled functions, pairs in tiles: 2**18 elements and 1024 columns are passed, by the kernel and by the
     outputs. Of the outputs of a batch, only the columns are many."""

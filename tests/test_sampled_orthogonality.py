@@ -37,6 +37,7 @@ def test_as_many_as_there_are_is_exact(axis, sample_size, mode):
 
 @modes
 @axes
+@pytest.mark.light(mode=["graph"])
 def test_unbiased(axis, mode):
     """The mean of m draws is within five of its standard errors of the exact value, and these shrink like 1 / √m."""
     penalty = tfk.SampledOrthogonalRegularizer(1.0, axis, 4)
@@ -81,6 +82,7 @@ def test_uniform_among_a_hundred_million(mode):
 
 @modes
 @pytest.mark.parametrize(("n", "size"), [(10, 5), (10, 6), (10, 9), (5000, 2500)], ids=str)
+@pytest.mark.light(mode=["graph"])
 def test_without_replacement(n, size, mode):
     for _ in range(3):
         drawn = run(mode, lambda: sampled_orthogonal.sampled(tf.range(n), size, 0))
@@ -97,6 +99,7 @@ def test_every_row_is_drawn_as_often_where_half_of_them_are():
 
 @pytest.mark.parametrize("mode", ["graph", "xla"])
 @pytest.mark.parametrize("n", [0, 1, 4, 5, 9, 10, 40])
+@pytest.mark.light(mode=["graph"])
 def test_of_a_size_that_the_call_alone_knows(n, mode):
     draw = tf.function(
         lambda x: sampled_orthogonal.sampled(x, 5, 0),
@@ -109,6 +112,7 @@ def test_of_a_size_that_the_call_alone_knows(n, mode):
 
 @modes
 @axes
+@pytest.mark.light(mode=["eager", "graph"])
 def test_fresh_at_every_call_and_for_the_drawn_alone(axis, mode):
     step = value_and_gradient(tfk.SampledOrthogonalRegularizer(1.0, axis, 5))
     if mode != "eager":

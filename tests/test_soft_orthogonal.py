@@ -40,6 +40,8 @@ def hessian(x, v, factor, of, diagonal):
     [(composition, mode) for composition in SECOND_DERIVATIVES for mode in (*MODES, "graph, unknown", "xla, unknown")]
     + [(c, f"{mode}, traced before") for c in SECOND_DERIVATIVES if c != "reverse over forward" for mode in MODES[1:]],
 )
+@pytest.mark.light(mode=["eager"])
+@pytest.mark.light(composition=["reverse over reverse"])
 def test_every_composition_of_forward_and_reverse_mode(composition, mode, shape, diagonal, of):
     x, v = normal(shape), normal(shape, 1)
     penalty, (mode, _, what) = tfk.SoftOrthogonalRegularizer(0.3, of, diagonal), mode.partition(", ")
@@ -61,6 +63,7 @@ def test_every_composition_of_forward_and_reverse_mode(composition, mode, shape,
 @pytest.mark.parametrize("signature", [None, [None, None], [None, 5], [7, None]], ids=str)
 @of
 @diagonal
+@pytest.mark.light(mode=["graph"])
 def test_unknown_shapes(diagonal, of, signature, mode):
     step = value_and_gradient(tfk.SoftOrthogonalRegularizer(0.3, of, diagonal))
     spec = [tf.TensorSpec(signature, tf.float64)]
@@ -88,6 +91,7 @@ def test_third_order_equals_differences_of_the_second(shape, diagonal):
 @diagonal
 @of
 @pytest.mark.parametrize("shape", [(512, 4608), (2000, 64), (64, 2000)], ids=str)
+@pytest.mark.light(mode=["graph"])
 def test_equals_the_formula_by_the_whole_gram_matrix(shape, of, diagonal, mode):
     x = normal(shape if of == "rows" else shape[::-1]).astype("float32")
     step = value_and_gradient(tfk.SoftOrthogonalRegularizer(0.01, of, diagonal))

@@ -108,6 +108,7 @@ def test_value_and_gradient(make, oracle, dtype, mode):
 
 @modes
 @pytest.mark.parametrize("make", [two, three])
+@pytest.mark.light(make=[two])
 def test_it_is_the_sum_of_its_terms_to_the_second_order(make, mode):
     x, v, total = matrix("float64"), matrix("float64") ** 2, make()
     for function in (value_and_gradient, lambda penalty: lambda x: hessian_product(penalty)(x, v)):

@@ -175,6 +175,7 @@ def test_state_of_a_subclass_is_its_own(copied):
         assert copied(Tuple(0.5, *more)).more == more
 
 
+@pytest.mark.heavy
 def test_saved_without_custom_gradients(tmp_path, run_python):
     layers = [
         tf_keras.layers.Dense(1100, kernel_regularizer=penalty, use_bias=False, kernel_initializer="ones")
@@ -197,6 +198,7 @@ def test_saved_without_custom_gradients(tmp_path, run_python):
     assert printed == "[0.5, 1.0, 1.5, 0.0]\n"
 
 
+@pytest.mark.heavy
 def test_exported_from_a_graph_of_tensorflow_1(tmp_path, run_python):
     program = """
         import sys

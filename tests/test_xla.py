@@ -55,6 +55,7 @@ def data(rows):
 
 @pytest.mark.parametrize("units", [7, 1100], ids=["small", "tiled"])
 @pytest.mark.parametrize("name", EXACT)
+@pytest.mark.light(units=[7], name=["l1_l2", "columns", "sampled"])
 def test_fit_with_a_ragged_last_batch_equals_one_without_xla(name, units):
     """Batches of 8, 8 and 4, whose size no layer knows; where it is unknown, and from 1025 columns on, there are tiles.
 
@@ -114,6 +115,7 @@ def largest(text):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(64, 48), (ROWS, 100), (100, ROWS)], ids=str)
 @pytest.mark.parametrize("name", [*REGULARIZERS, *SAMPLED])
+@pytest.mark.light(dtype=["float32"], gpu_listed=[False])
 def test_lowers_for_a_gpu(monkeypatch, name, shape, dtype, gpu_listed):
     """Value and gradient, without such a device; with one, there are blocks from 8192 rows on alone."""
     monkeypatch.setattr(execution, "_visible_kinds", lambda: {"CPU", "GPU"} if gpu_listed else {"CPU"})
@@ -136,6 +138,7 @@ PROGRAMS = {
     ("what", "dtype"), [("value and gradient", "bfloat16"), ("Hessian product", "float32"), ("value", "float32")]
 )
 @pytest.mark.parametrize("name", ["rows", "columns"])
+@pytest.mark.light(name=["rows"], known=[False])
 def test_optimized_program_holds_no_gram_matrix(name, what, dtype, known):
     make, arguments = PROGRAMS[what]
     penalty = REGULARIZERS[name]() if known else forget_shape(REGULARIZERS[name]())
@@ -145,6 +148,7 @@ def test_optimized_program_holds_no_gram_matrix(name, what, dtype, known):
 
 
 @pytest.mark.parametrize("axis", ["rows", "columns"])
+@pytest.mark.light(axis=["rows"])
 def test_optimized_program_of_a_sample_holds_no_gram_matrix(axis):
     penalty = tfk.SampledOrthogonalRegularizer(0.3, axis, sample_size=2000)
     spec = tf.TensorSpec([20000, 16] if axis == "rows" else [16, 20000], tf.float32)
