@@ -1,6 +1,6 @@
 """Training on replicas, workers, parameter servers and DTensor meshes gives the weights that one device gives.
 
-`pytest -q -s tests/test_distribution.py` prints the largest difference of any weight for each of them.
+`pytest -q -s -m heavy tests/test_distribution.py` prints the largest difference of any weight for each of them.
 """
 
 import concurrent.futures
