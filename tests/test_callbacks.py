@@ -327,6 +327,7 @@ def test_evaluate():
 
 
 @pytest.mark.parametrize("metrics", [["mae"], []], ids=["metrics", "no_metrics"])
+@pytest.mark.light(metrics=[["mae"]])
 def test_other_callbacks_evaluate_as_before(metrics):
     model, plain = build(L2(0.1), metrics=metrics), build(L2(0.1), metrics=metrics)
     seen = {}
@@ -617,6 +618,7 @@ def test_own_step_through_the_compiled_loss(run):
     ],
     ids=["compiled_loss", "penalties", "results"],
 )
+@pytest.mark.light(run_eagerly=[False])
 def test_own_step_past_the_compiled_loss(name, leaves_out, says, run_eagerly):
     model = subclassed(**{name: step(**leaves_out)}, run_eagerly=run_eagerly)
     loss, weights = model.compiled_loss, model.get_weights()

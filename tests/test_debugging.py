@@ -44,7 +44,7 @@ def losses(regularizer, start=None):
 
 @pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.parametrize("regularizer", ["l1", "l2", "l1_l2", "orthogonal_regularizer"])
-@pytest.mark.light(regularizer=["l1_l2"])
+@pytest.mark.light(regularizer=["l1_l2"], switch=["check_numerics"])
 def test_a_fit_is_what_it_is_without(regularizer, switch, tmp_path):
     expected = losses(regularizer)
     with SWITCHES[switch](tmp_path):

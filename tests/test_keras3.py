@@ -68,6 +68,7 @@ def describe(model):
 
 
 @penalties
+@pytest.mark.light(name=["l1_l2", "rows", "columns"])
 def test_one_instance_gives_the_same_losses_and_training_in_both(name):
     regularizer, oracle = PENALTIES[name][0](tfk), PENALTIES[name][1]
     models = []

@@ -456,6 +456,7 @@ class TestActivityRegularizer:
         np.testing.assert_allclose(values(model), values(truth), rtol=1e-5)
 
     @pytest.mark.parametrize("make", [sequential, nested, shared, lstm, bidirectional, attention])
+    @pytest.mark.light(make=[sequential, nested, attention])
     def test_given_at_construction(self, make):
         """Its symbolic loss goes with it, or `fit` would meet a tensor of another graph."""
         model = rebuilt(built(make), activity_regularizer=L2(0.1))

@@ -62,7 +62,7 @@ def test_tiles_of_any_size_give_the_same(rows, mode):
 
 @pytest.mark.parametrize("mode", ["graph", "xla"])
 @block_rows
-@pytest.mark.light(mode=["graph"])
+@pytest.mark.light(mode=["graph"], rows=[2, 7])
 def test_tiles_of_an_unknown_shape(rows, mode):
     x, v = normal((ROWS, 5)), normal((ROWS, 5), seed=1)
     unknown = [tf.TensorSpec([None, None], tf.float64)] * 2
@@ -316,7 +316,7 @@ def test_a_weight_of_keras_3_with_fewer_than_two_axes_is_named():
 @pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
 @pytest.mark.parametrize("mode", ["rows", "columns"])
 @pytest.mark.parametrize("cls", [tfk.OrthogonalRegularizer, tfk.SampledOrthogonalRegularizer])
-@pytest.mark.light(jit=[False])
+@pytest.mark.light(jit=[False], mode=["rows"])
 def test_fewer_than_two_axes_are_refused_where_the_rank_is_known_to_a_call_alone(cls, mode, jit, x):
     signature = [tf.TensorSpec(None, tf.float32)]
     penalty = tf.function(cls(1.0, mode), input_signature=signature, jit_compile=jit)

@@ -97,6 +97,7 @@ def matrix(dtype="float32", shape=(7, 5)):
 @modes
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize(("make", "oracle"), TRUTHS.values(), ids=TRUTHS)
+@pytest.mark.light(mode=["eager", "graph"])
 def test_value_and_gradient(make, oracle, dtype, mode):
     x = matrix(dtype)
     value, gradient = run(mode, value_and_gradient(make()), x)
