@@ -159,6 +159,7 @@ def test_sample_weights():
     assert_logged(history, by_hand(build(), weights=weights), validated=False)
 
 
+@pytest.mark.heavy
 def test_class_weight():
     labels = np.arange(len(X)) % 2
     model = build(L2(0.1), 0.1)
@@ -508,6 +509,7 @@ def test_undone_after_exception_in_the_data(compiling):
     assert state(model) == before
 
 
+@pytest.mark.heavy
 def test_undone_after_bad_validation_data():
     model = build()
     fit(model)
@@ -749,6 +751,7 @@ def test_models_methods_are_not_touched():
     assert tf_keras.Model.fit.__wrapped__.__code__.co_filename.endswith("training.py")
 
 
+@pytest.mark.heavy
 def test_others_patch_fit():
     """Before, in between and after, and whatever they put back."""
     expected = fit(build(), [PenaltyLogger()])
@@ -770,6 +773,7 @@ def test_without_registration():
     assert set(fit(build(), [PenaltyLogger()])) == {"loss", "data_loss", "penalty", "mae"}
 
 
+@pytest.mark.heavy
 def test_two_of_them_and_one_list_for_several_calls():
     expected = fit(build(), [PenaltyLogger()], validation_data=(X_VAL, Y_VAL))
     assert fit(build(), [PenaltyLogger(), PenaltyLogger()], validation_data=(X_VAL, Y_VAL)) == expected
@@ -785,6 +789,7 @@ def test_two_of_them_and_one_list_for_several_calls():
 
 
 @pytest.mark.parametrize("trains", [True, False], ids=["fit", "evaluate"])
+@pytest.mark.heavy
 def test_undone_where_no_hook_is_called_any_more(trains):
     """Keras looks at validation data between two hooks; what comes next is as if nothing had been there."""
     model, plain = build(L2(0.1)), build(L2(0.1))
@@ -802,6 +807,7 @@ def test_undone_where_no_hook_is_called_any_more(trains):
     assert fit(model, validation_data=(X_VAL, Y_VAL)) == fit(plain, validation_data=(X_VAL, Y_VAL))
 
 
+@pytest.mark.heavy
 def test_one_list_of_callbacks_for_two_models():
     """Keras hands a list on to whichever model it is passed to; the parts are those of the model that runs."""
     models = [build(L2(0.1), 0.1), build(L2(10.0), 0.001)]
@@ -899,6 +905,7 @@ class LateForwarding(Forwarding):
 
 
 @pytest.mark.parametrize("cls", [Forwarding, LateForwarding])
+@pytest.mark.heavy
 def test_inside_another_callback(cls):
     expected = fit(build(), [PenaltyLogger()], validation_data=(X_VAL, Y_VAL))
     assert fit(build(), [cls(PenaltyLogger())], validation_data=(X_VAL, Y_VAL)) == expected

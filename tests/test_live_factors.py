@@ -801,6 +801,7 @@ def assert_plain_copy(other, live):
 
 
 @pytest.mark.parametrize("file", FILES)
+@pytest.mark.light(file=["model.keras"])
 def test_loaded(live, folder, file):
     assert_plain_copy(tf_keras.models.load_model(folder / file), live)
 

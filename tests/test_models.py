@@ -231,7 +231,7 @@ class TestSetRegularizers:
         np.testing.assert_allclose(sum(values(loaded)), sum(values(model)), rtol=1e-6)
 
     @pytest.mark.parametrize("make", [sequential, nested, shared, lstm, Subclassed])
-    @pytest.mark.light(make=[sequential, nested])
+    @pytest.mark.light(make=[sequential])
     def test_fit(self, make):
         """A traced step is traced anew: equal to a model that never knew anything else, optimizer state included."""
         model, x = built(make), None
@@ -445,6 +445,7 @@ class TestSetRegularizers:
 
 class TestActivityRegularizer:
     @pytest.mark.parametrize("make", [sequential, convolutional, nested, shared, recurrent, bidirectional, attention])
+    @pytest.mark.light(make=[sequential, nested])
     def test_equals_rebuild(self, make):
         model = built(make)
         x = data(model)

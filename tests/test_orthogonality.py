@@ -94,7 +94,8 @@ def second_derivative():
 @pytest.mark.parametrize("mode", [*MODES, "graph, unknown shape", "xla, unknown shape"])
 @pytest.mark.parametrize("rows", [None, 2], ids=["direct", "tiled"])
 @pytest.mark.parametrize("composition", SECOND_DERIVATIVES)
-@pytest.mark.light(rows=[2])
+@pytest.mark.light(rows=[2], mode=["eager"])
+@pytest.mark.light(rows=[2], mode=["graph", "xla"], composition=["reverse over reverse"])
 def test_every_composition_of_forward_and_reverse_mode(composition, rows, mode, second_derivative):
     x, v, expected = second_derivative
     if composition == "forward over forward":
@@ -316,7 +317,7 @@ def test_a_weight_of_keras_3_with_fewer_than_two_axes_is_named():
 @pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
 @pytest.mark.parametrize("mode", ["rows", "columns"])
 @pytest.mark.parametrize("cls", [tfk.OrthogonalRegularizer, tfk.SampledOrthogonalRegularizer])
-@pytest.mark.light(jit=[False], mode=["rows"])
+@pytest.mark.light(jit=[False], mode=["rows"], cls=[tfk.OrthogonalRegularizer])
 def test_fewer_than_two_axes_are_refused_where_the_rank_is_known_to_a_call_alone(cls, mode, jit, x):
     signature = [tf.TensorSpec(None, tf.float32)]
     penalty = tf.function(cls(1.0, mode), input_signature=signature, jit_compile=jit)

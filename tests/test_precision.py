@@ -101,7 +101,7 @@ def assert_trained_alike(name, places, policy, weights_are_halves=False, **sizes
 @mixed
 @pytest.mark.parametrize("place", ["kernel", "activity"])
 @penalties
-@pytest.mark.light(policy=["mixed_float16"], place=["kernel"])
+@pytest.mark.light(policy=["mixed_float16"], place=["kernel"], name=["l1_l2", "rows", "columns"])
 def test_mixed_precision_trains_as_float32(name, place, policy):
     model = assert_trained_alike(name, (place,), policy)
     scaled = isinstance(model.optimizer, tf_keras.mixed_precision.LossScaleOptimizer)

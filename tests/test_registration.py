@@ -491,7 +491,7 @@ print("as elsewhere")
 
 
 @pytest.mark.parametrize("first", ["tfk_regularizers", "keras"])
-@pytest.mark.light(first=["tfk_regularizers"])
+@pytest.mark.heavy
 def test_keras_3_beside_tf_keras_as_the_keras_of_tensorflow(run_python, first, tmp_path):
     pytest.importorskip("keras", minversion="3.0")
     program = KERAS_3_BESIDE_IT if first == "tfk_regularizers" else f"import keras\n{KERAS_3_BESIDE_IT}"
@@ -528,7 +528,7 @@ for _ in range(2):
 
 
 @pytest.mark.parametrize("imports", [[], ["import tfk_regularizers"]], ids=["without", "with"])
-@pytest.mark.light(imports=[[]])
+@pytest.mark.heavy
 def test_built_in_held_from_before_the_import_is_pickled(run_python, imports, tmp_path):
     run_python("-c", PICKLE_WHAT_WAS_HELD, tmp_path / "held", TF_CPP_MIN_LOG_LEVEL="3")
     program = [
