@@ -841,7 +841,7 @@ try:
 except ValueError as error:
     assert "Expected a variable that is initialized" in str(error)
 tf_keras.backend.set_value(variable, 0.125)
-assert repr(regularizer) == "L2(l2=0.125)"
+assert repr(regularizer) == "L2(l2=<variable: 0.125>)"
 result["live"] = difference(regularizer.get_config()["l2"], np.array(0.125))
 print(json.dumps(result))
 """

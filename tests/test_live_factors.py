@@ -227,6 +227,13 @@ BAD = {
 }
 
 
+SCHEDULES = {
+    "schedule": lambda: tf_keras.optimizers.schedules.PolynomialDecay(0.1, 10),
+    "function": lambda: lambda epoch: 0.1 * epoch,
+    "class": lambda: tf_keras.optimizers.schedules.PolynomialDecay,
+} | ({} if KERAS3 is None else {"of_keras3": lambda: KERAS3.optimizers.schedules.PolynomialDecay(0.1, 10)})
+
+
 @cases
 @pytest.mark.parametrize("bad", BAD)
 def test_bad_variable(case, bad):
@@ -245,6 +252,20 @@ def test_bad_variable(case, bad):
             setattr(regularizer, name, variable)
         assert str(later.value) == str(caught.value)
         assert regularizer.get_config() == before
+
+
+@cases
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_schedule_as_a_factor(case, schedule):
+    """It would be read once if it were taken for a number; the message says what does follow it."""
+    for name in case.live:
+        with pytest.raises(ValueError, match=rf"argument `{name}`\. Expected a finite number") as caught:
+            case.make(lambda other, name=name: schedule() if other == name else 0.1)
+        assert "`fit(callbacks=[RegularizationScheduler(schedule)])`" in str(caught.value)
+        regularizer = case.make(lambda _: 0.1)
+        with pytest.raises(ValueError, match="RegularizationScheduler"):
+            setattr(regularizer, name, schedule())
+        assert getattr(regularizer, name) == 0.1
 
 
 TENSORS = {
@@ -325,7 +346,7 @@ def test_no_finite_number_is_neither_saved_nor_copied(copied, number, tmp_path):
         copied(model, tmp_path)
     # Keras opens an .h5 file before it asks for the config.
     assert [path for path in tmp_path.iterdir() if path.suffix != ".h5"] == []
-    assert repr(model.layers[0].kernel_regularizer) == f"L1(l1={number})"
+    assert repr(model.layers[0].kernel_regularizer) == f"L1(l1=<variable: {number}>)"
     model.fit(np.ones((2, 3)), np.ones((2, 2)), verbose=0)
     checkpoint = tf.train.Checkpoint(model=model)
     path = checkpoint.write(str(tmp_path / "checkpoint"))
@@ -360,7 +381,9 @@ def test_config_holds_the_current_number(case, dtype):
             assert type(config[name]) is float
             assert config[name] == float(strength(number, dtype).numpy())
         assert config | case.fixed == config
-        assert repr(regularizer) == repr(case.cls(**config))
+        written = {name: f"<variable: {value}>" if name in case.live else repr(value) for name, value in config.items()}
+        arguments = ", ".join(f"{name}={value}" for name, value in written.items())
+        assert repr(regularizer) == f"{case.cls.__name__}({arguments})"
 
 
 def test_config_and_repr_inside_a_traced_function():
@@ -368,7 +391,7 @@ def test_config_and_repr_inside_a_traced_function():
     regularizer = tfk.L2(strength(0.25))
     found = []
     tf.function(lambda: found.extend([regularizer.get_config(), repr(regularizer)]), autograph=False)()
-    assert found == [{"l2": 0.25}, "L2(l2=0.25)"]
+    assert found == [{"l2": 0.25}, "L2(l2=<variable: 0.25>)"]
 
 
 def test_config_and_repr_before_the_variable_has_a_value():
@@ -385,7 +408,7 @@ def test_config_and_repr_before_the_variable_has_a_value():
 
     assert float(tf.function(function, autograph=False)()) == 0.5
     assert shown == ["L2(l2=<a variable of shape (), dtype float32, trainable=False>)"]
-    assert repr(made[0]) == "L2(l2=0.25)"
+    assert repr(made[0]) == "L2(l2=<variable: 0.25>)"
 
 
 def test_repr_of_what_is_not_there():

@@ -57,9 +57,13 @@ class Penalty(tf_keras.regularizers.Regularizer):  # type: ignore[misc]
         return {name: self._number(name) for name in self.factor_names}
 
     def __repr__(self) -> str:
-        """Never fails, for it is what errors and logs show: what cannot be read is shown as it is."""
+        """Shows a variable as one, with its number: `L1(l1=<variable: 0.5>)`.
+
+        Never fails, for it is what errors and logs show: what cannot be read is shown as it is.
+        """
         try:
             arguments = {name: repr(value) for name, value in self.get_config().items()}
+            arguments |= {name: readable(factor) for name, factor in self._live().items() if name in arguments}
         except Exception:
             arguments = {name: readable(value) for name, value in vars(self).items() if not name.startswith("_")}
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in arguments.items())})"

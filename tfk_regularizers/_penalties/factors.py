@@ -10,6 +10,9 @@ from tfk_regularizers._penalties.arguments import finite, invalid, shown
 
 def checked_factor(argument, value):
     """The value as a Python float; or as it is, if it is a variable to be read at each call."""
+    if callable(value):
+        expected = "a finite number; what follows a schedule is `fit(callbacks=[RegularizationScheduler(schedule)])`"
+        raise invalid(argument, expected, value)
     if not hasattr(value, "assign"):
         return finite(argument, value)
     if not may_be_live(value):
@@ -39,9 +42,9 @@ def current(factor):
 
 
 def readable(value):
-    """What a repr shows of an attribute when it cannot show the config."""
+    """What a repr shows of an attribute when it cannot show the config, and of any variable."""
     try:
-        return repr(current(value)) if isinstance(value, tf.Variable) else shown(value)
+        return f"<variable: {current(value)}>" if isinstance(value, tf.Variable) else shown(value)
     except Exception:
         return shown(value)
 
