@@ -1,4 +1,4 @@
-"""What acts during training: showing the penalty apart from the data loss."""
+"""PenaltyLogger: the penalty apart from the data loss."""
 
 import functools
 from collections.abc import Mapping

@@ -1,0 +1,3 @@
+"""What acts during training: a room for each callback."""
+
+from tfk_regularizers._callbacks.penalty_logger import PenaltyLogger as PenaltyLogger
