@@ -46,7 +46,7 @@ In the place of tf_keras's own:
 
 from tf_keras.regularizers import Regularizer
 
-from tfk_regularizers._callbacks import PenaltyLogger
+from tfk_regularizers._callbacks import PenaltyLogger, RegularizationScheduler
 from tfk_regularizers._earlier import tell_at_import as _tell_at_import
 from tfk_regularizers._identifiers import deserialize, get, serialize
 from tfk_regularizers._models import penalties, set_regularizers
@@ -78,6 +78,7 @@ __all__ = [
     "OrthogonalRegularizer",
     "Penalty",
     "PenaltyLogger",
+    "RegularizationScheduler",
     "Regularizer",
     "SampledOrthogonalRegularizer",
     "SoftOrthogonalRegularizer",

@@ -87,10 +87,7 @@ def set_regularizers(
     []
     """
     _check_model(model, (tf_keras.Model,), "`set_regularizers` is for models of tf_keras")
-    if where is not None and (not callable(where) or inspect.isclass(where)):
-        raise invalid(
-            "where", "a function of a layer, such as `lambda layer: isinstance(layer, Dense)`, or None", where
-        )
+    check_where(where)
     if not regularizers:
         raise ValueError("`set_regularizers` needs at least one keyword, such as `kernel_regularizer`.")
     regularizers = {keyword: get(value) for keyword, value in regularizers.items()}
@@ -112,9 +109,7 @@ def set_regularizers(
         owners = {(id(owner), target.keyword): owner for target, _ in changes for owner in target.owners}
         for (_, keyword), owner in owners.items():
             layers.update_config_of_owner(owner, keyword, undo)
-        for node in nodes:
-            if isinstance(node.layer, tf_keras.Model):
-                training.forget_traces(node.layer)
+        _forget_traces(nodes)
         _earlier.tell((node.path, node.layer) for node in nodes)
         undo.pop_all()
     return [path for target, _ in changes for path in target.paths]
@@ -204,6 +199,56 @@ class _Target(NamedTuple):
     owners: list[Any]
 
 
+class Acting(NamedTuple):
+    """A regularizer that acts in a layer, the path of what it acts on, the layers around, and whether it is chosen."""
+
+    path: str
+    regularizer: Any
+    layer: Any
+    owners: list[Any]
+    chosen: bool
+
+
+def acting_regularizers(model: Any, where: Any = None) -> list[Acting]:
+    """All regularizers that act in a tf_keras model, built or not; None stands for that of a revived layer."""
+    nodes = _nodes(model)
+    chosen = {id(node.layer) for node in _chosen_nodes(nodes, where)}
+    found = []
+    for node in nodes:
+        pairs = layers.acting_regularizers(node.layer)
+        variables = [target for target, _ in pairs if not isinstance(target, str)]
+        paths = iter(_paths(node, variables))
+        for target, regularizer in pairs:
+            path = _join(node.path, target) if isinstance(target, str) else next(paths)
+            found.append(Acting(path, regularizer, node.layer, list(node.owners.values()), id(node.layer) in chosen))
+    return found
+
+
+def forget_traces(model: Any) -> None:
+    """Let a model and those inside it trace their steps anew."""
+    _forget_traces(_nodes(model))
+
+
+def _forget_traces(nodes):
+    for node in nodes:
+        if isinstance(node.layer, tf_keras.Model):
+            training.forget_traces(node.layer)
+
+
+def check_where(where: Any) -> None:
+    """Raise ValueError unless it is a function that may be asked about a layer, or None."""
+    if where is not None and (not callable(where) or inspect.isclass(where)):
+        raise invalid(
+            "where", "a function of a layer, such as `lambda layer: isinstance(layer, Dense)`, or None", where
+        )
+
+
+def _chosen_nodes(nodes, where):
+    """The layers for which `where` passes, or for a layer around them."""
+    passes = {id(node.layer): where is None or bool(where(node.layer)) for node in nodes}
+    return [node for node in nodes if passes[id(node.layer)] or any(passes[owner] for owner in node.owners)]
+
+
 def _check_model(model, bases, purpose):
     if not isinstance(model, bases):
         kind = type(model)
@@ -263,8 +308,7 @@ def _unique(path, taken):
 
 def _chosen_targets(model, nodes, where, keywords):
     """What each keyword means on the layers that `where` chooses; ValueError if one means nothing."""
-    passes = {id(node.layer): where is None or bool(where(node.layer)) for node in nodes}
-    chosen = [node for node in nodes if passes[id(node.layer)] or any(passes[owner] for owner in node.owners)]
+    chosen = _chosen_nodes(nodes, where)
     targets = []
     for keyword in keywords:
         found = _targets(chosen, keyword)

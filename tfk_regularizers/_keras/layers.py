@@ -123,6 +123,36 @@ def _regularized_variable(layer: Any, loss: Any) -> Any:
     return inner.args[0] if name.endswith("_handle_weight_regularization.<locals>._loss_for_variable") else None
 
 
+def acting_regularizers(layer: Any) -> list[tuple[Any, Any]]:
+    """The regularizers that act in a layer itself, each behind what it acts on.
+
+    That is a variable, or the name of a weight that is not built yet, or "activity". The regularizer is None where a
+    graph acts in its place, in a revived layer. An attribute that was set on a built layer does not act.
+    """
+    losses = [(_regularized_variable(layer, loss), loss.args[0]) for loss in layer._callable_losses]
+    pairs = [(variable, _closed_over(inner)) for variable, inner in losses if variable is not None]
+    if not layer.built:
+        names = [name for name in vars(layer) if name in keywords(layer) and "activity" not in name]
+        pairs += [(name.removesuffix("_regularizer").lstrip("_"), getattr(layer, name)) for name in names]
+        pairs = [(target, regularizer) for target, regularizer in pairs if regularizer is not None]
+    activity = getattr(layer, "activity_regularizer", None)
+    if activity is not None:
+        pairs.append(("activity", None if _is_revived(layer) else activity))
+    return pairs
+
+
+def _closed_over(inner: Any) -> Any:
+    """The regularizer that the function of a weight's penalty calls; None for a graph."""
+    return inspect.getclosurevars(inner.func).nonlocals.get("regularizer") if hasattr(inner, "func") else None
+
+
+def track_regularizer(layer: Any, name: str, regularizer: Any) -> None:
+    """Let a layer track a regularizer that acts in it and holds a variable since, for SavedModels and checkpoints."""
+    names = [key for key, value in vars(layer).items() if value is regularizer and key.endswith("_regularizer")]
+    for key in names or [f"_{name}_regularizer"]:
+        setattr(layer, key, regularizer)
+
+
 _PLUMBING = ("Placeholder", "Identity", "NoOp")  # what any function has around what it computes
 
 

@@ -134,3 +134,8 @@ class _Recorder:
 def common_dtype(losses: list[Any]) -> list[Any]:
     """Losses in the one dtype in which Keras adds them: under mixed precision some are halves and some are not."""
     return sys.modules[tf_keras.losses.Loss.__module__].losses_utils.cast_losses_to_common_dtype(losses)
+
+
+def print_message(text: str) -> None:
+    """Print as Keras's callbacks do: to where `tf_keras.utils.disable_interactive_logging` sends it."""
+    sys.modules[tf_keras.utils.disable_interactive_logging.__module__].print_msg(text)
