@@ -38,7 +38,10 @@ model.build((None, 4))
 paths = tfk.set_regularizers(model, kernel_regularizer="l1_l2", where=lambda layer: layer.units == 3)
 values = tfk.penalties(model)
 model.compile("sgd", "mse")
-model.fit(tf.ones([2, 4]), tf.ones([2, 2]), callbacks=[tfk.PenaltyLogger()])
+decay = tf_keras.optimizers.schedules.ExponentialDecay(0.1, 100, 0.5)
+warm_up = tfk.RegularizationScheduler(lambda epoch: min(epoch / 10, 1.0), factor="l1", where=lambda layer: layer.built)
+callbacks = [tfk.PenaltyLogger(), warm_up, tfk.RegularizationScheduler(decay, "l2", verbose=1)]
+model.fit(tf.ones([2, 4]), tf.ones([2, 2]), callbacks=callbacks)
 
 reveal_type(l2)  # L2
 reveal_type(tfk.l1(0.1))  # L1
@@ -53,6 +56,7 @@ reveal_type(values)  # dict[str, Tensor]
 reveal_type(paths)  # list[str]
 reveal_type(soft.diagonal)  # bool
 reveal_type(sampled.get_config())  # dict[str, Any]
+reveal_type(warm_up)  # RegularizationScheduler
 reveal_type(tfk.get(l2))  # L2
 reveal_type(tfk.get(None))  # None
 reveal_type(tfk.serialize(l2))  # dict[str, Any]
@@ -76,3 +80,4 @@ columns.mode = "cols"  # type: ignore
 tfk.set_regularizers(model, where="dense", kernel_regularizer="l2")  # type: ignore
 tfk.set_regularizers(model, kernel_regularizer=0.01)  # type: ignore
 tfk.L1(l1=0.1, l2=[0.2])  # type: ignore
+tfk.RegularizationScheduler(0.1)  # type: ignore
