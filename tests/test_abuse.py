@@ -69,6 +69,11 @@ def refusal(function, /, *arguments, **keywords):
     return error, None
 
 
+def computed(regularizer):
+    """The regularizer; if it stands for one that some program had, the error that its penalty is."""
+    return regularizer(tf.ones([2, 2])) if repr(regularizer).startswith("<Unknown regularizer") else regularizer
+
+
 # Tensors
 
 NARROW = [(1, 900), (900, 1), (1, 1, 1, 1, 1, 900), (2, 2000), (30, 0), (0, 30), (1, 1)]
@@ -540,7 +545,7 @@ CONFIGS = st.recursive(
 def test_identifier_gives_a_regularizer_or_a_clear_error_and_imports_nothing(marker, config, legacy):
     for read in (tfk.get, functools.partial(tfk.deserialize, use_legacy_format=legacy)):
         with np.errstate(all="ignore"):
-            error, result = refusal(read, config)
+            error, result = refusal(lambda read: computed(read(config)), read)
         if isinstance(config, str) and ">" in config:
             continue  # a test of its own
         if error is None and config is not None and not callable(config):
@@ -558,7 +563,7 @@ def test_config_with_a_name_that_is_registered_imports_nothing(class_name, regis
     monkeypatch.syspath_prepend(tmp_path)
     arguments = "system" if class_name == "function" else {}
     config = {"module": module, "class_name": class_name, "config": arguments, "registered_name": registered_name}
-    error, result = refusal(tfk.get, config)
+    error, result = refusal(lambda: computed(tfk.get(config)))
     assert sys.modules.pop(module, None) is None
     assert error is not None or type(result) in CLASSES
 
@@ -656,7 +661,7 @@ WRONG = {
 @pytest.mark.parametrize("config", WRONG.values(), ids=WRONG)
 def test_file_with_a_wrong_regularizer_gets_a_clear_error(marker, load, config):
     with pytest.raises((TypeError, ValueError)) as caught:
-        load(config)
+        computed(load(config).kernel_regularizer)
     assert any(word in str(caught.value) for word in ("egularizer", "argument", "keyword")), caught.value
     marker()
 
@@ -678,11 +683,11 @@ def test_file_with_anything_as_a_regularizer(marker, load, config):
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The identifier 'L1L2' stands for")
-            layer = load(config)
+            regularizer = computed(load(config).kernel_regularizer)
     except (TypeError, ValueError):
         pass
     else:
-        assert type(layer.kernel_regularizer) in (*CLASSES, type(None))
+        assert type(regularizer) in (*CLASSES, type(None))
     marker()
 
 

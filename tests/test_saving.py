@@ -386,3 +386,85 @@ def test_shared_regularizer_is_loaded_wherever_it_was(tmp_path):
     tf_keras.Sequential(layers).save(tmp_path / "model.keras")
     layer = tf_keras.models.load_model(tmp_path / "model.keras").layers[0]
     assert repr(layer.kernel_regularizer) == repr(layer.bias_regularizer) == "L2(l2=0.5)"
+
+
+# What the program that opens a file lacks
+
+
+class Missing(tf_keras.regularizers.Regularizer):
+    """A user's regularizer that is not registered."""
+
+    def __init__(self, factor=0.5):
+        self.factor = factor
+
+    def __call__(self, x):
+        return self.factor * tf.reduce_sum(tf.square(x))
+
+    def get_config(self):
+        return {"factor": self.factor}
+
+
+def missing(x):
+    """A user's function as a regularizer."""
+    return tf.reduce_sum(tf.square(x))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, tf_keras.models.clone_model, "keras"], ids=lambda how: str(how)[:16])
+@pytest.mark.parametrize(
+    "make",
+    [Missing, lambda: missing, lambda: tfk.L2(0.25) + Missing() + tfk.GroupLasso(0.5)],
+    ids=["class", "function", "sum"],
+)
+@pytest.mark.filterwarnings("ignore:`regularizers.serialize:UserWarning")
+def test_what_the_program_lacks_fails_where_its_penalty_is_asked_for(tmp_path, make, copied):
+    """As in tf_keras, which has the name in its place; and what is saved meanwhile has all of it."""
+    model = tf_keras.Sequential([tf_keras.layers.Dense(2, kernel_regularizer=make(), input_shape=(3,))])
+    expected, x = float(model.losses[0]), np.ones((1, 3), "float32")
+    if copied == "keras":
+        model.save(tmp_path / "model.keras")
+        other = tf_keras.models.load_model(tmp_path / "model.keras")
+    else:
+        other = copied(model)
+    other.set_weights(model.get_weights())
+    np.testing.assert_array_equal(other.predict(x, verbose=0), model.predict(x, verbose=0))
+    with pytest.raises(ValueError, match=r"Unknown regularizer: '[Mm]issing'.*register_keras_serializable"):
+        float(other.losses[0])
+    other.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=r"Unknown regularizer: '[Mm]issing'"):
+        other.fit(x, np.ones((1, 2)), verbose=0)
+    other.set_weights(model.get_weights())
+    other.save(tmp_path / "again.keras")
+    known = tf_keras.models.load_model(
+        tmp_path / "again.keras", custom_objects={"Missing": Missing, "missing": missing}
+    )
+    assert float(known.losses[0]) == pytest.approx(expected)
+
+
+def test_class_of_the_main_program_in_h5(run_python, tmp_path):
+    """Keras writes no module for it."""
+    program = """
+        import sys
+        import tfk_regularizers as tfk
+        import tf_keras
+
+        @tf_keras.utils.register_keras_serializable("my_package")
+        class Own(tfk.L2):
+            pass
+
+        @tf_keras.utils.register_keras_serializable("my_package")
+        class Other(tf_keras.regularizers.Regularizer):
+            def __call__(self, x):
+                return 0.0
+
+            def get_config(self):
+                return {}
+
+        regularizers = Own(0.5), Other(), tfk.L2(0.25) + Other() + Own(0.5)
+        layers = [tf_keras.layers.Dense(2, kernel_regularizer=regularizer) for regularizer in regularizers]
+        tf_keras.Sequential([tf_keras.Input((3,)), *layers]).save(sys.argv[1])
+        for layer in tf_keras.models.load_model(sys.argv[1]).layers:
+            regularizer = layer.kernel_regularizer
+            print(*(type(term).__name__ for term in getattr(regularizer, "regularizers", [regularizer])))
+    """
+    printed = run_python("-c", "\n".join(line[8:] for line in program.splitlines()), tmp_path / "model.h5")
+    assert printed.splitlines() == ["Own", "Other", "L2 Other Own"]

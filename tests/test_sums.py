@@ -312,8 +312,10 @@ def test_config(legacy):
 
 def test_term_that_is_not_registered_is_found_in_custom_objects():
     config = tfk.serialize(Stronger(0.5) + ORTHOGONAL())
+    lacks = tfk.get(config)
+    assert tfk.serialize(lacks) == config
     with pytest.raises(ValueError, match="Unknown regularizer: 'Stronger'"):
-        tfk.get(config)
+        lacks(tf.ones([2, 2]))
     loaded = tfk.deserialize(config, custom_objects={"Stronger": Stronger})
     direct = tfk.Sum.from_config(config["config"], custom_objects={"Stronger": Stronger})
     assert type(loaded.regularizers[0]) is type(direct.regularizers[0]) is Stronger

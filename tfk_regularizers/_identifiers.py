@@ -46,7 +46,9 @@ def get(identifier: Any) -> Any:
             `"module"`) or the legacy one; an instance or any other callable; or `None`.
 
     Returns:
-        A regularizer; a callable that is none and `None` are returned as they are.
+        A regularizer; a callable that is none and `None` are returned as they are. A config of a class or function of
+        a program's own, which this one does not know, gives a stand-in that raises the error when it is called: a model
+        that was saved with it still loads and predicts.
 
     Raises:
         ValueError: If the string or the config names no regularizer, if a factor in the config is not a finite number,
@@ -103,6 +105,8 @@ def serialize(regularizer: Any, use_legacy_format: bool = False) -> Any:
     """
     if regularizer is None:
         return None
+    if isinstance(regularizer, _Missing):
+        return dict(regularizer.config)
     if not isinstance(regularizer, versions.regularizer_bases()):
         warnings.warn(
             "`regularizers.serialize()` is for objects of type `Regularizer`. Received an object of type "
@@ -126,7 +130,9 @@ def deserialize(
             `False`.
 
     Returns:
-        A regularizer; a callable that is none and `None` are returned as they are.
+        A regularizer; a callable that is none and `None` are returned as they are. A config of a class or function of
+        a program's own, which this one does not know, gives a stand-in that raises the error when it is called: a model
+        that was saved with it still loads and predicts.
 
     Raises:
         ValueError: If the config names no regularizer or is malformed, or a factor in it is not a finite number.
@@ -141,6 +147,8 @@ def deserialize(
     custom = registry.custom_objects(custom_objects)
     is_custom = any(name in custom for name in names)
     if not is_custom and names[0] not in _BY_NAME:
+        if not use_legacy_format and _is_of_a_program(config):
+            return _Missing(config, _unknown(names[0], custom))
         raise ValueError(_unknown(names[0], custom))
     if config == "l1_l2" or (names[0] == "l1_l2" and not is_custom):
         return l1_l2(**arguments)
@@ -150,9 +158,10 @@ def deserialize(
             "`L1L2(l1=0.01, l2=0.01)`, was probably meant.",
             stacklevel=3,
         )
-    if isinstance(config, dict) and isinstance(config.get("module"), str):
-        # Keras imports the module of a config whose class it does not find among the custom objects.
-        config = {**config, "module": "keras.regularizers"}
+    if isinstance(config, dict) and "module" in config:
+        # Keras imports the module of a config whose class it does not find among the custom objects. For a class of the
+        # main program it writes none.
+        config = {**config, "module": config["module"] and "keras.regularizers"}
         if config.get("registered_name") and config["registered_name"] not in custom and names[0] in custom:
             config["registered_name"] = names[0]  # the one name that it looks for
         elif not use_legacy_format and names[0] == config["class_name"] not in custom and names[-1] in custom:
@@ -169,6 +178,28 @@ def deserialize(
     if not callable(result) or any(result is function for function in (get, serialize, deserialize, l1_l2)):
         raise ValueError(f"Could not interpret regularizer config {shown(config)}: it gives {shown(result)}")
     return result
+
+
+class _Missing(Regularizer):  # type: ignore[misc]
+    """Stands for what a file names and the program lacks: all but its penalty goes on, as in tf_keras.
+
+    It is saved as it was loaded, so that the file opens where the regularizer is known.
+    """
+
+    def __init__(self, config, message):
+        self.config, self.message = config, message
+
+    def __call__(self, x):
+        raise ValueError(self.message)
+
+    def __repr__(self):
+        return f"<{self.message.partition('.')[0]}>"
+
+
+def _is_of_a_program(config):
+    """Whether a config is of a class or function that some program has, in the format that says where it was."""
+    module = config.get("module") if isinstance(config, dict) else None
+    return isinstance(module, str) and module.split(".")[0] not in ("keras", "tf_keras")
 
 
 def _is_class(value):

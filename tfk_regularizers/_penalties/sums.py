@@ -218,7 +218,7 @@ def _serialized(regularizer):
 
     A class that is registered in Keras 3 alone goes by its name there.
     """
-    config = tf_keras.saving.serialize_keras_object(regularizer)
+    config = tf_keras.regularizers.serialize(regularizer)
     saving, cls = _saving_of_keras3(), regularizer.__class__
     if saving is not None and not _is_registered(config.get("registered_name")):
         name = saving.get_registered_name(cls)
