@@ -59,6 +59,16 @@ def test_gradient_through_a_vectorized_map_of_a_compiled_function(name):
     assert_close(result, np.stack([oracle(one)[1] for one in x.numpy().astype("float64")]), 2e-6)
 
 
+@pytest.mark.parametrize("name", [name for name in PENALTIES if not name.startswith("Sampled")])
+def test_a_vectorized_map_needs_no_loop(name):
+    make, oracle = PENALTIES[name]
+    x = normal([3, 7, 4])
+    penalty = make(tfk)
+    both = tf.vectorized_map(lambda x: (penalty(x), gradient(penalty, x)), x, fallback_to_while_loop=False)
+    for result, expected in zip(both, zip(*map(oracle, x.numpy().astype("float64")), strict=True), strict=True):
+        assert_close(result, np.stack(expected), 2e-6)
+
+
 BRANCHES = {
     "cond": lambda x, penalty: tf.cond(tf.reduce_sum(x * x) > 0, lambda: penalty(x), lambda: 0.0),
     "switch_case": lambda x, penalty: tf.switch_case(

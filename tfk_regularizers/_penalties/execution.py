@@ -63,11 +63,11 @@ def may_loop(x):
 
     And neither in forward mode nor in `tf.vectorized_map`, which lose the custom gradient and cannot follow a loop.
     """
-    lost = _in_forward_mode(x) or _in_vectorized_map() or _saving_without_custom_gradients()
+    lost = _in_forward_mode(x) or in_vectorized_map() or _saving_without_custom_gradients()
     return isinstance(x, tf.Tensor) and not lost and not under_dtensor()
 
 
-def _in_vectorized_map():
+def in_vectorized_map():
     """Whether `tf.vectorized_map` traces what it maps, or a function therein: told by its name scope alone."""
     graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
     while graph is not None:
