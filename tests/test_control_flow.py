@@ -117,3 +117,19 @@ def test_gradient_through_a_branch_in_a_graph_of_tensorflow_1(name, route, branc
                 result = inside(tf.constant(x))
             result = session.run(result)
     assert_close(result, oracle(x.astype("float64"))[1], 2e-6)
+
+
+@pytest.mark.parametrize("how", ["resource, tape", "resource, tf.gradients", "reference, tf.gradients"])
+@pytest.mark.parametrize(("name", "route"), cases)
+def test_gradient_of_a_variable_in_a_graph_of_tensorflow_1(name, route, how):
+    make, oracle = PENALTIES[name]
+    x, penalty = normal([7, 4]).numpy(), make(tfk)
+    with forced(route), tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        kernel = tf.compat.v1.get_variable("kernel", initializer=tf.constant(x), use_resource="resource" in how)
+        if "tape" in how:
+            result = gradient(penalty, kernel)
+        else:
+            (result,) = tf.compat.v1.gradients(penalty(tf.convert_to_tensor(kernel)), kernel)
+        session.run(tf.compat.v1.global_variables_initializer())
+        result = session.run(tf.convert_to_tensor(result))
+    assert_close(result, oracle(x.astype("float64"))[1], 2e-6)

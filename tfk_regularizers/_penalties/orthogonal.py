@@ -171,25 +171,25 @@ def _in_blocks(x):
     here, wanted = tf.identity, execution.wants_gradient(x)  # in the graph of a gradient, in eager an op like others
     count = size(x, 0) // execution.block_rows(x, share=2 if wanted else 1) // 2 * 2 + 1
 
-    def product(u, v, known=None):  # S v: linear in v, constant in u
+    def product(u, v, *known):  # S v: linear in v, constant in u
         @tf.custom_gradient
-        def differentiable(u, v):
-            result = cut(_product(cut(u), cut(v), count)[1]) if known is None else here(known)
-            return result, lambda w: (tf.zeros_like(u), product(here(u), w))
+        def differentiable(u, v, *known):  # an argument, or a graph of TensorFlow 1 finds the variable behind it
+            result = here(*known) if known else cut(_product(cut(u), cut(v), count)[1])
+            return result, lambda w: (tf.zeros_like(u), product(here(u), w), *(None for _ in known))
 
-        return _product(u, v, count)[1] if execution.saving() else differentiable(u, v)
+        return _product(u, v, count)[1] if execution.saving() else differentiable(u, v, *known)
 
     @tf.custom_gradient
     def value(x):
         u = cut(_normalized(cut(x))[0])
-        cosines, known = map(cut, _product(u, u, count)) if wanted else (cut(_value(u, count)), None)
+        cosines, *known = map(cut, _product(u, u, count) if wanted else [_value(u, count)])
 
         def gradient(dy):
             # Not before, to lie there meanwhile; and from there on x instead of u, which halves the memory on a GPU.
-            with tf.control_dependencies([known] if execution.is_of_this_graph(known) else []):
+            with tf.control_dependencies(filter(execution.is_of_this_graph, known)):
                 wide_x = wide(here(x))
                 u, squares, inverse = _normalized(wide_x)
-            by_u = 2.0 * dy * product(u, u, known)
+            by_u = 2.0 * dy * product(u, u, *known)
             along = row_sums(wide_x * by_u)[:, tf.newaxis] * inverse * inverse * inverse  # would change a row's length
             return tf.cast(inverse * by_u - tf.where(squares >= _EPSILON, along, 0.0) * wide_x, x.dtype)
 

@@ -133,21 +133,21 @@ def _by_hand(x, over, diagonal):
     def choose(function, x):
         return _by_smaller(x, lambda side: function(_Form(over, side, diagonal)))
 
-    def slope(x, dy, known=None):
+    def slope(x, dy, *known):
         @tf.custom_gradient
-        def differentiable(x, dy):
+        def differentiable(x, dy, *known):  # an argument, or a graph of TensorFlow 1 finds the variable behind it
             def second(w):
                 at, by, along = wide(here(x)), here(dy), wide(here(w))
                 product, share = choose(lambda form: form.second(here(at), here(by), here(along)), at)
-                return tf.cast(product, x.dtype), share
+                return tf.cast(product, x.dtype), share, *(None for _ in known)
 
-            at, by = wide(inside(x)), inside(dy)
-            result = choose(lambda form: form.slope(here(at), here(by), None if known is None else here(known)), at)
+            at, by, gram = wide(inside(x)), inside(dy), [inside(one) for one in known]
+            result = choose(lambda form: form.slope(here(at), here(by), *map(here, gram)), at)
             return tf.cast(result, x.dtype), second
 
         if execution.saving():
             return tf.cast(choose(lambda form: form.slope(wide(here(x)), here(dy)), x), x.dtype)
-        return differentiable(x, dy)
+        return differentiable(x, dy, *map(here, known))
 
     @tf.custom_gradient
     def value(x):
