@@ -7,7 +7,12 @@ differs: none, ``"l1"``, ``"l2"``, ``"l1_l2"`` (all at their default factor, 0.0
 * prints a table: test accuracy, test loss, penalty, and two measures of the hidden kernel,
 * draws the same as a picture (``--plot``),
 * saves the five models as ``.keras`` files (``--out``), loads them in a fresh process and checks that every loss and
-  every penalty there is what it was here. The exit status is 1 if one is not.
+  every penalty there is what it was here (the exit status is 1 if one is not),
+* repeats the trainings in ``--runs`` runs, with the classes of this package and with the built-in ones
+  (``unregister``), and prints how far the two are apart at the end, and how long they took. Two trainings whose
+  penalties agree to rounding need not end at the same weights: 1700 steps amplify what rounding leaves. So the table
+  has beside it how far the built-in ends from itself when its initial hidden kernel is moved by one float32 rounding
+  ("nudged").
 
 The hidden kernel has shape (64, 64): row i holds the weights that leave pixel i. L1 sets most of them to zero, L2 makes
 all of them small, and the orthogonal penalty turns the rows until they stand nearly at right angles. A pixel that is
@@ -28,6 +33,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it when it is imported
@@ -50,14 +56,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-# What each model is called, and what its hidden layer gets as kernel_regularizer.
-PENALTIES = {
-    "none": None,
-    "l1": "l1",
-    "l2": "l2",
-    "l1_l2": "l1_l2",
-    "orthogonal": tfk_regularizers.OrthogonalRegularizer(factor=1.0, mode="rows"),
-}
+PENALTIES = ("none", "l1", "l2", "l1_l2", "orthogonal")
 BATCH = 32
 
 
@@ -68,32 +67,55 @@ def load_data(seed: int):
     return train_test_split(images, digits.target, test_size=0.25, random_state=seed, stratify=digits.target)
 
 
-def build(regularizer, steps: int) -> tf_keras.Model:
+def build(name: str, steps: int, epochs: int) -> tf_keras.Model:
     """Return the compiled classifier; the learning rate falls to zero, which lets small weights settle."""
+    # These lines give the classes of this package, or after `unregister` the built-in ones.
+    regularizer = {"none": None, "orthogonal": tf_keras.regularizers.OrthogonalRegularizer(factor=1.0, mode="rows")}
     model = tf_keras.Sequential(
         [
-            tf_keras.layers.Dense(64, "relu", kernel_regularizer=regularizer, input_shape=(64,), name="hidden"),
+            tf_keras.layers.Dense(
+                64, "relu", kernel_regularizer=regularizer.get(name, name), input_shape=(64,), name="hidden"
+            ),
             tf_keras.layers.Dense(10, "softmax", name="digit"),
         ]
     )
-    optimizer = tf_keras.optimizers.Adam(tf_keras.optimizers.schedules.CosineDecay(5e-3, steps))
-    model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+    optimizer = tf_keras.optimizers.Adam(tf_keras.optimizers.schedules.CosineDecay(5e-3, steps * epochs))
+    model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"], steps_per_execution=steps)
     return model
 
 
-def train(data, epochs: int, seed: int) -> dict[str, tf_keras.Model]:
-    """Fit one model for each penalty, behind a progress bar."""
-    x_train, _, y_train, _ = data
+def train(name: str, seed: int, epochs: int, advance, nudge: bool = False) -> dict:
+    """Fit one model; return it with what it predicts and how long ``fit`` took."""
+    data = x_train, _, y_train, _ = load_data(seed)
+    tf_keras.utils.set_random_seed(seed)
+    model = build(name, math.ceil(len(x_train) / BATCH), epochs)
+    kernel = model.get_layer("hidden").kernel
+    if nudge:
+        kernel.assign(np.nextafter(kernel.numpy(), np.float32(np.inf)))
+    callback = tf_keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: advance())
+    start = time.perf_counter()
+    model.fit(x_train, y_train, BATCH, epochs, verbose=0, callbacks=[callback])
+    seconds = time.perf_counter() - start
+    predicted = np.argmax(model(data[1]).numpy(), axis=1)
+    return {"model": model, "seconds": seconds, "predicted": predicted, "measured": measure(model, data)}
+
+
+def train_all(runs: list[dict], variants, arguments: argparse.Namespace) -> None:
+    """Fit each model in each variant and run that lacks it, behind a progress bar."""
     columns = TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs")
-    models = {}
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
-        for name, regularizer in PENALTIES.items():
-            task = progress.add_task(f"training {name}", total=epochs)
-            advance = tf_keras.callbacks.LambdaCallback(on_epoch_end=lambda *_, task=task: progress.advance(task))
-            tf_keras.utils.set_random_seed(seed)
-            models[name] = build(regularizer, steps=epochs * math.ceil(len(x_train) / BATCH))
-            models[name].fit(x_train, y_train, BATCH, epochs, verbose=0, callbacks=[advance])
-    return models
+        for name in PENALTIES:
+            todo = [(which, *item) for item in enumerate(runs, arguments.seed) for which in variants]
+            todo = [(which, seed, run) for which, seed, run in todo if (name, which) not in run]
+            task = progress.add_task(f"training {name}", total=len(todo) * arguments.epochs)
+            for which, seed, run in todo:
+                if which != "ours":
+                    tfk_regularizers.unregister()
+                try:
+                    advance = lambda task=task: progress.advance(task)  # noqa: E731
+                    run[name, which] = train(name, seed, arguments.epochs, advance, nudge=which == "nudged")
+                finally:
+                    tfk_regularizers.register()
 
 
 def measure(model: tf_keras.Model, data) -> dict:
@@ -122,24 +144,65 @@ def describe(kernel: np.ndarray) -> dict[str, float]:
     return {"small": float(np.mean(np.abs(kernel) < 1e-3)), "cosine": float(rows_cosines(kernel)[pairs].mean())}
 
 
+def new_table(title: str, caption: str, headings) -> Table:
+    """Return an empty table; its first column is the penalty."""
+    style = {"box": box.SIMPLE_HEAD, "show_edge": False, "collapse_padding": True, "pad_edge": False}
+    table = Table(title=title, title_style="bold", caption=caption, **style)
+    table.add_column("penalty")
+    for heading in headings:
+        table.add_column(heading, justify="right", overflow="fold")
+    return table
+
+
 def show_table(measured: dict[str, dict], kernels: dict[str, np.ndarray]) -> None:
     """Print one line for each model."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=100)  # piped into a file, the table keeps its shape
-    style = {"box": box.SIMPLE_HEAD, "show_edge": False, "collapse_padding": True, "pad_edge": False}
+    headings = "class", "test\naccuracy", "test\nloss", "penalty\nalone", "weights\n< 0.001", "row mean\n|cosine|"
     caption = "test loss = data loss + penalty"
-    table = Table(title="Hidden kernel: 64 pixels (rows) x 64 units", title_style="bold", caption=caption, **style)
-    table.add_column("penalty")
-    table.add_column("class", overflow="fold")
-    for heading in "test\naccuracy", "test\nloss", "penalty\nalone", "weights\n< 0.001", "row mean\n|cosine|":
-        table.add_column(heading, justify="right")
+    table = new_table("Hidden kernel: 64 pixels (rows) x 64 units", caption, headings)
+    table.columns[1].justify = "left"
     for name, values in measured.items():
         kernel = describe(kernels[name])
         numbers = f"{values['accuracy']:.1%}", f"{values['loss']:.4f}", f"{values['penalty']:.4f}"
         kind = values["regularizer"].rpartition(".")[2]
         table.add_row(name, kind, *numbers, f"{kernel['small']:.1%}", f"{kernel['cosine']:.3f}")
+    show(table)
+
+
+def show_comparison(runs: list[dict]) -> None:
+    """Print for each penalty how far ours is from the built-in after training, and the built-in from itself."""
+    headings = "loss\nours", "\nnudged", "weight\nours", "\nnudged", "predicted\nours", "\nnudged"
+    tests = sum(len(run["none", "ours"]["predicted"]) for run in runs)
+    title = f"Largest difference from the built-in after training, {len(runs)} runs"
+    caption = f"loss: on the test images; predicted: how many of {tests} differ; fit: median"
+    table = new_table(title, caption, (*headings, "fit, s\nbuilt-in", "\nours"))
+    for name in PENALTIES:
+        columns = []
+        for other in "ours", "nudged":
+            pairs = [distances(run[name, "built-in"], run[name, other]) for run in runs]
+            losses, weights, predictions = zip(*pairs, strict=True)
+            columns.append([f"{max(losses):.0e}", f"{max(weights):.0e}", f"{sum(predictions)}"])
+        cells = [cell if float(cell) else "0" for pair in zip(*columns, strict=True) for cell in pair]
+        seconds = (np.median([run[name, which]["seconds"] for run in runs]) for which in ("built-in", "ours"))
+        table.add_row(name, *cells, *(f"{value:.1f}" for value in seconds))
+    show(table)
+
+
+def show(table: Table) -> None:
+    """Print a table."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=100)  # piped into a file, the table keeps its shape
     console.print(table)
+
+
+def distances(one: dict, other: dict) -> tuple[float, float, int]:
+    """Return the difference of two models' test losses, the largest of their weights, and of how many predictions."""
+    weights = zip(one["model"].get_weights(), other["model"].get_weights(), strict=True)
+    return (
+        abs(one["measured"]["loss"] - other["measured"]["loss"]),
+        max(np.abs(a - b).max() for a, b in weights),
+        np.count_nonzero(one["predicted"] != other["predicted"]),
+    )
 
 
 def draw(measured: dict[str, dict], kernels: dict[str, np.ndarray], file: Path) -> None:
@@ -200,7 +263,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--plot", type=Path, default=picture, help="PNG to write (default: images/train_digits.png beside this script)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="for the split, the weights and the batches (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first run: split, weights, batches (default: 0)")
+    parser.add_argument("--runs", type=int, default=3, help="runs that are compared with the built-in (default: 3)")
     parser.add_argument("--reload", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -208,15 +272,16 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Train, save, show, and check the files."""
     arguments = parse_arguments()
-    tf.get_logger().setLevel("ERROR")  # five models are five traces: the warning about retracing is not for us
-    data = load_data(arguments.seed)
+    tf.get_logger().setLevel("ERROR")  # each model is traced: the warning about retracing is not for us
     if arguments.reload:
         models = {name: tf_keras.models.load_model(arguments.out / f"{name}.keras") for name in PENALTIES}
-        print(json.dumps({name: measure(model, data) for name, model in models.items()}))
+        print(json.dumps({name: measure(model, load_data(arguments.seed)) for name, model in models.items()}))
         return
 
-    models = train(data, arguments.epochs, arguments.seed)
-    measured = {name: measure(model, data) for name, model in models.items()}
+    runs = [{} for _ in range(arguments.runs)]
+    train_all(runs[:1], ["ours"], arguments)
+    models = {name: runs[0][name, "ours"]["model"] for name in PENALTIES}
+    measured = {name: runs[0][name, "ours"]["measured"] for name in PENALTIES}
     kernels = {name: model.get_layer("hidden").kernel.numpy() for name, model in models.items()}
     show_table(measured, kernels)
     draw(measured, kernels, arguments.plot)
@@ -230,6 +295,13 @@ def main() -> None:
         sys.exit("\n".join(["The loaded models differ from the trained ones:", *changed]))
     print("Saved and loaded in a fresh process: all five models give the same losses and penalties.")
     print(f"Picture: {arguments.plot}" + (f"\nModels: {arguments.out}" if arguments.out else ""))
+
+    train_all(runs, ["ours", "built-in", "nudged"], arguments)
+    for name in PENALTIES:
+        kinds = [runs[0][name, which]["measured"]["regularizer"].partition(".")[0] for which in ("ours", "built-in")]
+        if name != "none" and kinds != ["tfk_regularizers", "tf_keras"]:
+            sys.exit(f"{name}: compared {kinds[0]} with {kinds[1]}, not this package with tf_keras.")
+    show_comparison(runs)
 
 
 if __name__ == "__main__":
