@@ -8,8 +8,7 @@ the same initial weights and in the same order of batches. Only the factor of ``
 * ``released``: ``--l1`` until the cut, then 0.
 * ``annealed``: from 0 in a straight line to ``--l1``, which stays until the weights have settled; 0 after the cut.
 
-The factor is ``strength = tf.Variable(0.0, trainable=False)``. A ``LambdaCallback`` assigns it at the beginning of each
-epoch; the model is compiled once, and each change takes effect at the next step.
+A ``RegularizationScheduler`` sets the factor when an epoch begins; the model is compiled once, with a plain ``L1``.
 
 The cut comes after ``--epochs`` epochs. It leaves the ``--left`` largest of the 4096 hidden weights **in every model**,
 for accuracies at different numbers of weights cannot be compared. The others are set to exactly zero, and stay so for
@@ -47,7 +46,7 @@ try:
 except ImportError as error:
     sys.exit(f'This example needs {error.name}. Install what the examples use: pip install -e ".[examples]"')
 
-from tfk_regularizers import L1  # before tf_keras: from here on its "l1", too, is the class of this package
+from tfk_regularizers import L1, RegularizationScheduler  # before tf_keras
 
 # isort: split
 import numpy as np
@@ -66,11 +65,11 @@ def load_data(seed: int):
     return train_test_split(images, digits.target, test_size=0.25, random_state=seed, stratify=digits.target)
 
 
-def build(strength: tf.Variable, mask: tf.Variable, steps: int, epochs: int) -> tf_keras.Model:
+def build(mask: tf.Variable, steps: int, epochs: int) -> tf_keras.Model:
     """Return the compiled classifier; the learning rate falls to a tenth, and stays there for the fine-tuning."""
     # A step of Adam moves zeros as well: the constraint sets them back after each.
     hidden = tf_keras.layers.Dense(
-        64, "relu", kernel_regularizer=L1(strength), kernel_constraint=lambda kernel: kernel * mask, name="hidden"
+        64, "relu", kernel_regularizer=L1(0.0), kernel_constraint=lambda kernel: kernel * mask, name="hidden"
     )
     model = tf_keras.Sequential([tf_keras.Input((64,)), hidden, tf_keras.layers.Dense(10, "softmax", name="digit")])
     optimizer = tf_keras.optimizers.Adam(tf_keras.optimizers.schedules.CosineDecay(5e-3, steps * epochs, alpha=0.1))
@@ -89,27 +88,27 @@ def train(name: str, seed: int, arguments: argparse.Namespace, advance) -> dict[
     """Train, cut and fine-tune one model; return what was measured, epoch by epoch and at the three moments."""
     x_train, x_test, y_train, y_test = load_data(seed)
     tf_keras.utils.set_random_seed(seed)
-    strength = tf.Variable(0.0, trainable=False)  # read at every step
     mask = tf.Variable(tf.ones((64, 64)), trainable=False)
-    model = build(strength, mask, math.ceil(len(x_train) / BATCH), arguments.epochs)
+    model = build(mask, math.ceil(len(x_train) / BATCH), arguments.epochs)
     kernel = model.get_layer("hidden").kernel
     seen: dict[str, list | float] = {"factor": [], "small": [], "accuracy": []}
 
     def accuracy():
         return float(np.mean(np.argmax(model(x_test).numpy(), axis=1) == y_test))
 
-    def begin(epoch, logs=None):
-        strength.assign(planned_factor(name, epoch, arguments))
-
     def end(epoch, logs):
-        seen["factor"].append(planned_factor(name, epoch, arguments))
+        seen["factor"].append(logs["l1"])
         seen["small"].append(float(np.mean(np.abs(kernel.numpy()) < SMALL)))
         seen["accuracy"].append(accuracy())
         advance()
 
+    callbacks = [
+        RegularizationScheduler(lambda epoch: planned_factor(name, epoch, arguments)),
+        tf_keras.callbacks.LambdaCallback(on_epoch_end=end),
+    ]
+
     def fit(first, last):
-        callback = tf_keras.callbacks.LambdaCallback(on_epoch_begin=begin, on_epoch_end=end)
-        model.fit(x_train, y_train, BATCH, last, verbose=0, callbacks=[callback], initial_epoch=first)
+        model.fit(x_train, y_train, BATCH, last, verbose=0, callbacks=callbacks, initial_epoch=first)
         return accuracy()
 
     seen["trained"] = fit(0, arguments.epochs)
