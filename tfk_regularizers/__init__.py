@@ -29,6 +29,7 @@ What acts on a model:
 - `set_regularizers`: sets, replaces or removes regularizers of a built model.
 - `penalties`: the penalty of each weight, by its path.
 - `PenaltyLogger`: a callback that shows the penalty apart from the data loss.
+- `RegularizationScheduler`: a callback that lets a factor follow a schedule.
 
 Names and configs, as in tf_keras.regularizers:
 

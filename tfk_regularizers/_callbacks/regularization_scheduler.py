@@ -11,7 +11,7 @@ import tf_keras
 
 from tfk_regularizers._keras import layers, training, versions
 from tfk_regularizers._models import Acting, acting_regularizers, check_where, forget_traces
-from tfk_regularizers._penalties import Penalty, Sum
+from tfk_regularizers._penalties import PENALTIES, Penalty, Sum
 from tfk_regularizers._penalties.arguments import finite, invalid, shown
 from tfk_regularizers._penalties.factors import current, may_be_live
 
@@ -101,6 +101,8 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
             )
         acting = acting_regularizers(self._fitted, self.where)
         self._name, self._penalties = _scheduled(self._fitted, acting, self.factor, self.where)
+        owners = {id(owner): owner for each in acting if each.chosen for owner in each.owners}
+        self._bidirectional = [one for one in owners.values() if isinstance(one, tf_keras.layers.Bidirectional)]
         self._make_live(acting)
         self._differ = self._gets == "factor" and len({*self._numbers().values()}) > 1
         schedulers = vars(callbacks).setdefault("_tfk_schedulers", [])
@@ -129,13 +131,17 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
         numbers = [penalty for penalty in self._penalties.values() if not may_be_live(getattr(penalty, name))]
         if not numbers:
             return
+        dtypes = {id(term): each.layer.variable_dtype for each in acting for term in _terms(each.regularizer)}
         forget_traces(fitted)
         with fitted.distribute_strategy.scope():
             for penalty in numbers:
-                variable = tf.Variable(  # float64 has the digits of the schedule's numbers, for logs and files
+                # float64 has the digits of the schedule's numbers, for logs and files. A class of the user's own
+                # multiplies by the factor as it is, so there it has the dtype of the weights.
+                exact = any(penalty.__class__ is entry.cls for entry in PENALTIES)
+                variable = tf.Variable(
                     getattr(penalty, name),
                     trainable=False,
-                    dtype=tf.float64,
+                    dtype=tf.float64 if exact else dtypes[id(penalty)],
                     name=name,
                     aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
                 )
@@ -148,8 +154,6 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
                         each.regularizer.regularizers
                     )  # looks anew for what is to be tracked
                 layers.track_regularizer(each.layer, each.path.rpartition("/")[2], each.regularizer)
-        owners = {id(owner): owner for each in acting if each.chosen for owner in each.owners}
-        self._bidirectional = [one for one in owners.values() if isinstance(one, tf_keras.layers.Bidirectional)]
 
     def _update_configs(self) -> None:
         """A Bidirectional saves what it has copied for both directions."""
