@@ -11,7 +11,7 @@ import tf_keras
 
 from tfk_regularizers._keras import layers, training, versions
 from tfk_regularizers._models import Acting, acting_regularizers, check_where, forget_traces
-from tfk_regularizers._penalties import PENALTIES, Penalty, Sum
+from tfk_regularizers._penalties import PENALTIES, Penalty, Sum, traces
 from tfk_regularizers._penalties.arguments import finite, invalid, shown
 from tfk_regularizers._penalties.factors import current, may_be_live
 
@@ -145,6 +145,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
                     name=name,
                     aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
                 )
+                traces.forget(penalty)  # the model is to trace anew
                 Penalty.__setattr__(penalty, name, variable)  # that of a frozen dataclass would refuse
         changed = {id(penalty) for penalty in numbers}
         for each in acting:

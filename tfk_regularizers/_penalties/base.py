@@ -1,5 +1,7 @@
 """What the penalties share."""
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -8,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 import tf_keras
 
+from tfk_regularizers._penalties import traces
 from tfk_regularizers._penalties.arguments import shown
 from tfk_regularizers._penalties.factors import checked_factor, current, may_be_live, readable
 
@@ -53,6 +56,13 @@ class Penalty(tf_keras.regularizers.Regularizer):  # type: ignore[misc]
 
         def __call__(self, x: Any, /) -> Any: ...
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let calls be noted that are traced: a number that is set later does not reach them, which is worth a word."""
+        super().__init_subclass__(**kwargs)
+        call = vars(cls).get("__call__")
+        if inspect.isfunction(call):
+            cls.__call__ = _noted(call)  # type: ignore[method-assign]
+
     def get_config(self) -> dict[str, Any]:
         return {name: self._number(name) for name in self.factor_names}
 
@@ -86,6 +96,8 @@ class Penalty(tf_keras.regularizers.Regularizer):  # type: ignore[misc]
             value = checked_factor(name, value)
         elif name in self._checks and _owner(self, "__call__") is _owner(self, "_checks"):
             value = self._checks[name](value)
+        if name in vars(self) and (name in self.factor_names or name in self._checks):
+            traces.warn_if_frozen(self, name, vars(self)[name], value)
         super().__setattr__(name, value)
         if isinstance(value, tf.Variable):
             track(self)
@@ -164,6 +176,18 @@ class _Tracked(tf.__internal__.tracking.Trackable):
         """Past a `__setattr__` that refuses, as that of a frozen dataclass."""
         if "_self_update_uid" not in vars(self):
             vars(self).update(vars(_blank()))
+
+
+def _noted(call):
+    """A `__call__` that is noted where it is traced."""
+
+    @functools.wraps(call)
+    def __call__(self, *args, **kwargs):  # noqa: N807
+        if not tf.executing_eagerly():
+            traces.note(self)
+        return call(self, *args, **kwargs)
+
+    return __call__
 
 
 def _owner(penalty, name):

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from tfk_regularizers._penalties import traces
 from tfk_regularizers._penalties.arguments import invalid, shown
 from tfk_regularizers._penalties.base import SAVED, Penalty, track
 from tfk_regularizers._penalties.elementwise import L1, L1L2, L2
@@ -72,7 +73,11 @@ class Sum(Penalty):
 
     def __setattr__(self, name, value):
         """Keep the terms valid, and let TensorFlow find the variables of those that it tracks."""
-        super().__setattr__(name, _flat(value) if name == "regularizers" else value)
+        if name == "regularizers":
+            value, old = _flat(value), vars(self).get(name)
+            if old is not None and [*map(id, old)] != [*map(id, value)]:
+                traces.warn_if_frozen(self, name, old, value)
+        super().__setattr__(name, value)
         if name == "regularizers" and any(map(_is_trackable, self.regularizers)):
             track(self)
 
