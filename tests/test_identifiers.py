@@ -807,7 +807,8 @@ def test_factor_that_is_set_later_takes_effect_once_the_model_is_compiled_again(
     for _ in range(2):
         model.compile(tf_keras.optimizers.SGD(0.0), "mse")
         losses += model.fit(x, y, verbose=0).history["loss"]
-        model.layers[0].kernel_regularizer.l2 = 2.0
+        with pytest.warns(UserWarning, match="Compile the model again"):
+            model.layers[0].kernel_regularizer.l2 = 2.0 * losses[-1]
     assert losses == [1.0, 4.0]
 
 

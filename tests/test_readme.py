@@ -1,25 +1,40 @@
 """What the README shows is what happens."""
 
-import contextlib
-import io
+import json
 import pathlib
 import re
 
 import pytest
-import tensorflow as tf
-import tf_keras
-
-import tfk_regularizers as tfk
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+# A snippet, and the output that stands right below it.
+SNIPPETS = re.findall(r"```python\n(.*?)```\n(?:\n```\n(.*?)```\n)?", README, re.S)
+
+RUN = """
+import contextlib, io, json, sys
+
+outputs, names = [], {"__name__": "__main__"}
+for snippet in json.load(open(sys.argv[1])):
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(snippet, names)
+    outputs.append(output.getvalue())
+print(json.dumps(outputs))
+"""
 
 
-@pytest.mark.parametrize("heading", ["A penalty of your own", "Two penalties on one weight"])
-def test_snippet_prints_what_stands_below_it(heading):
-    section = README.split(f"### {heading}\n")[1].split("\n### ")[0]
-    blocks = re.findall(r"```(\w*)\n(.*?)```", section, re.S)
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), tf_keras.utils.custom_object_scope({}):
-        exec(blocks[0][1], {"tf": tf, "tf_keras": tf_keras, "tfk": tfk, "__name__": __name__})
-    assert printed.getvalue() == "".join(text for language, text in blocks[1:2] if not language)
-    tf_keras.saving.get_custom_objects().pop("my_package>Frobenius", None)
+@pytest.fixture(scope="module")
+def outputs(run_python, tmp_path_factory):
+    """What each snippet prints, one after the other in a process that has not imported the package before."""
+    file = tmp_path_factory.mktemp("readme") / "snippets.json"
+    file.write_text(json.dumps([snippet for snippet, _ in SNIPPETS]))
+    return json.loads(run_python("-c", RUN, file).splitlines()[-1])
+
+
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def test_snippet_prints_what_stands_below_it(outputs, number):
+    assert outputs[number] == SNIPPETS[number][1]
+
+
+def test_all_snippets_are_found():
+    assert len(SNIPPETS) == README.count("```python")
+    assert sum(bool(output) for _, output in SNIPPETS) == README.count("\n```\n\n```\n")

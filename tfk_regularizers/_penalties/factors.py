@@ -1,5 +1,6 @@
 """Factors of a penalty: numbers, or variables that are read at each call."""
 
+import inspect
 from typing import Any
 
 import tensorflow as tf
@@ -10,7 +11,7 @@ from tfk_regularizers._penalties.arguments import finite, invalid, shown
 
 def checked_factor(argument, value):
     """The value as a Python float; or as it is, if it is a variable to be read at each call."""
-    if callable(value):
+    if _is_schedule(value):
         expected = "a finite number; what follows a schedule is `fit(callbacks=[RegularizationScheduler(schedule)])`"
         raise invalid(argument, expected, value)
     if not hasattr(value, "assign"):
@@ -21,6 +22,12 @@ def checked_factor(argument, value):
         expected = "a variable that replicas read as it is, with an aggregation of MEAN or ONLY_FIRST_REPLICA"
         raise invalid(argument, expected, f"<a variable of {value.synchronization} and {value.aggregation}>")
     return value
+
+
+def _is_schedule(value):
+    """Whether the value is a function or a learning rate schedule of either Keras, or the class of one."""
+    kinds = (value if isinstance(value, type) else type(value)).__mro__
+    return inspect.isroutine(value) or any(kind.__name__ == "LearningRateSchedule" for kind in kinds)
 
 
 _SAME_EVERYWHERE = (tf.VariableAggregation.MEAN, tf.VariableAggregation.ONLY_FIRST_REPLICA)
