@@ -128,8 +128,8 @@ class Calls(tf_keras.callbacks.Callback):
     ("kernel", "rate", "compiling"),
     [
         (HUGE, RATE, {}),
-        (HUGE, RATE, {"run_eagerly": True}),
-        (HUGE, RATE, {"jit_compile": True}),
+        pytest.param(HUGE, RATE, {"run_eagerly": True}, marks=pytest.mark.heavy),
+        pytest.param(HUGE, RATE, {"jit_compile": True}, marks=pytest.mark.heavy),
         (HUGE, RATE, {"steps_per_execution": 2}),
         (L1(0.1), 0.1, {}),
     ],
@@ -471,7 +471,7 @@ def test_everything_is_as_before_after_fit():
         ("on_train_end", ZeroDivisionError, 1),
     ],
 )
-@pytest.mark.light(hook=["on_test_batch_end", "on_train_end"])
+@pytest.mark.light(hook=["on_test_batch_end"])
 def test_undone_after_exception_in_another_callback(hook, error, order):
     def fail():
         raise error
@@ -620,7 +620,7 @@ def test_own_step_through_the_compiled_loss(run):
     ],
     ids=["compiled_loss", "penalties", "results"],
 )
-@pytest.mark.light(run_eagerly=[False])
+@pytest.mark.light(run_eagerly=[False], name=["train_step"])
 def test_own_step_past_the_compiled_loss(name, leaves_out, says, run_eagerly):
     model = subclassed(**{name: step(**leaves_out)}, run_eagerly=run_eagerly)
     loss, weights = model.compiled_loss, model.get_weights()

@@ -103,6 +103,8 @@ def test_gradient_through_a_branch(name, route, branch, tape):
 
 @pytest.mark.parametrize("branch", ["cond", "function of cond", "function traced before"])
 @pytest.mark.parametrize(("name", "route"), cases)
+@pytest.mark.light(name=["l1_l2", "rows"])
+@pytest.mark.light(branch=["cond"])
 def test_gradient_through_a_branch_in_a_graph_of_tensorflow_1(name, route, branch):
     make, oracle = PENALTIES[name]
     x, penalty = normal([7, 4]).numpy(), make(tfk)
@@ -121,6 +123,7 @@ def test_gradient_through_a_branch_in_a_graph_of_tensorflow_1(name, route, branc
 
 @pytest.mark.parametrize("how", ["resource, tape", "resource, tf.gradients", "reference, tf.gradients"])
 @pytest.mark.parametrize(("name", "route"), cases)
+@pytest.mark.light(how=["resource, tape"])
 def test_gradient_of_a_variable_in_a_graph_of_tensorflow_1(name, route, how):
     make, oracle = PENALTIES[name]
     x, penalty = normal([7, 4]).numpy(), make(tfk)

@@ -89,6 +89,7 @@ def test_one_instance_gives_the_same_losses_and_training_in_both(name):
 
 
 @penalties
+@pytest.mark.light(name=["l1_l2", "rows", "group columns"])
 def test_kernel_bias_and_activity_are_saved_and_loaded(name, tmp_path):
     regularizer = PENALTIES[name][0](tfk)
     model = build(keras, regularizer)
@@ -115,6 +116,7 @@ def test_jit_compile_with_a_ragged_last_batch(name):
 
 @pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
 @pytest.mark.parametrize("name", [*PENALTIES, "sampled"])
+@pytest.mark.light(mode=["graph"])
 def test_variable_of_keras_3(name, mode):
     make, oracle = PENALTIES[name if name != "sampled" else "rows"]
     penalty = tfk.SampledOrthogonalRegularizer(0.3) if name == "sampled" else make(tfk)

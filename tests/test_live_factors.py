@@ -180,7 +180,7 @@ def test_zero_leaves_a_term_out_if_it_is_a_number(mode, l1, l2, x, expected):
     np.testing.assert_allclose(value, np.float32(expected), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["l1", "sampled"])
+@pytest.mark.parametrize("name", ["l1", pytest.param("sampled", marks=pytest.mark.heavy)])
 def test_float16_activity(name):
     """Under mixed precision an activity penalty meets float16 tensors of unknown batch size."""
     case, variable = CASES[name], strength(0.5)
@@ -336,6 +336,7 @@ def saved(file):
         *("deepcopy", "pickle", "serialize"),
     ],
 )
+@pytest.mark.light(number=[np.inf])
 def test_no_finite_number_is_neither_saved_nor_copied(copied, number, tmp_path):
     """What could not be opened is not written. Training goes on, and so do checkpoints."""
     variable = strength()
@@ -505,6 +506,7 @@ def losses(model):
 
 @kerases
 @pytest.mark.parametrize("jit", [False, True], ids=["plain", "jit_compile"])
+@pytest.mark.light(jit=[False])
 def test_fit(keras, jit):
     """Input 0 has no gradient for the data, so each kernel moves by its penalty alone, as written here in NumPy."""
     live = build_live(keras=keras)

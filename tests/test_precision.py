@@ -191,6 +191,7 @@ def test_float64_losses_are_right_to_the_last_digits(name, sizes):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", IN_KERAS)
+@pytest.mark.light(name=["l1_l2", "rows"])
 def test_float64_trains_as_with_the_built_in(builtin, name):
     (expected_losses, _, expected), (losses, before, weights) = (
         fitted(build(module, name, places_of_the_built_in(name))) for module in (builtin, tfk)

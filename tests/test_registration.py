@@ -542,6 +542,7 @@ def test_built_in_held_from_before_the_import_is_pickled(run_python, imports, tm
     assert printed.splitlines() == ["{'factor': 0.5, 'mode': 'columns'}", str(["tf_keras"] * 4)]
 
 
+@pytest.mark.heavy
 def test_import_after_another_package_has_replaced_something(run_python):
     program = """
 import sys, tf_keras
@@ -555,6 +556,7 @@ except ImportError as error:
     assert "another package has put `__main__.<lambda>` there" in run_python("-c", program)
 
 
+@pytest.mark.heavy
 def test_imported_anew(run_python):
     """Whoever purges sys.modules and imports again keeps what there was."""
     program = """
@@ -705,6 +707,7 @@ def test_layers_from_before_the_import_are_told_of(run_python):
     assert place in told
 
 
+@pytest.mark.heavy
 def test_looking_for_earlier_layers_costs_nothing_where_there_is_none(run_python):
     program = "import gc, tf_keras; gc.get_objects = None; import tfk_regularizers"
     assert run_python("-W", "error", "-c", program) == ""

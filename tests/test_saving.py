@@ -440,6 +440,7 @@ def test_what_the_program_lacks_fails_where_its_penalty_is_asked_for(tmp_path, m
     assert float(known.losses[0]) == pytest.approx(expected)
 
 
+@pytest.mark.heavy
 def test_class_of_the_main_program_in_h5(run_python, tmp_path):
     """Keras writes no module for it."""
     program = """

@@ -55,7 +55,7 @@ def data(rows):
 
 @pytest.mark.parametrize("units", [7, 1100], ids=["small", "tiled"])
 @pytest.mark.parametrize("name", EXACT)
-@pytest.mark.light(units=[7], name=["l1_l2", "columns"])
+@pytest.mark.light(units=[7], name=["columns"])
 def test_fit_with_a_ragged_last_batch_equals_one_without_xla(name, units):
     """Batches of 8, 8 and 4, whose size no layer knows; where it is unknown, and from 1025 columns on, there are tiles.
 
