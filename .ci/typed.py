@@ -40,7 +40,8 @@ values = tfk.penalties(model)
 model.compile("sgd", "mse")
 decay = tf_keras.optimizers.schedules.ExponentialDecay(0.1, 100, 0.5)
 warm_up = tfk.RegularizationScheduler(lambda epoch: min(epoch / 10, 1.0), factor="l1", where=lambda layer: layer.built)
-callbacks = [tfk.PenaltyLogger(), warm_up, tfk.RegularizationScheduler(decay, "l2", verbose=1)]
+loggers = [tfk.PenaltyLogger(), tfk.PenaltyLogger(per_weight=True)]
+callbacks = [*loggers, warm_up, tfk.RegularizationScheduler(decay, "l2", verbose=1)]
 model.fit(tf.ones([2, 4]), tf.ones([2, 2]), callbacks=callbacks)
 
 reveal_type(l2)  # L2
@@ -81,3 +82,4 @@ tfk.set_regularizers(model, where="dense", kernel_regularizer="l2")  # type: ign
 tfk.set_regularizers(model, kernel_regularizer=0.01)  # type: ignore
 tfk.L1(l1=0.1, l2=[0.2])  # type: ignore
 tfk.RegularizationScheduler(0.1)  # type: ignore
+tfk.PenaltyLogger(per_weight="yes")  # type: ignore

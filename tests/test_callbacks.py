@@ -17,7 +17,16 @@ import tensorflow as tf
 import tf_keras
 from libraries import needs_keras3
 
-from tfk_regularizers import L1, L2, PenaltyLogger, register, set_regularizers, unregister
+from tfk_regularizers import (
+    L1,
+    L2,
+    PenaltyLogger,
+    SampledOrthogonalRegularizer,
+    penalties,
+    register,
+    set_regularizers,
+    unregister,
+)
 from tfk_regularizers._keras import training
 
 X = np.random.RandomState(0).randn(22, 3).astype("float32")
@@ -255,7 +264,7 @@ class Subclassed(tf_keras.Model):
 
     def __init__(self, **steps):
         super().__init__()
-        self.dense = tf_keras.layers.Dense(1, kernel_regularizer=L2(0.1))
+        self.dense = tf_keras.layers.Dense(1, kernel_regularizer=L2(0.1), name="dense")
         for name, step in steps.items():
             object.__setattr__(self, name, step.__get__(self))
 
@@ -279,6 +288,183 @@ def test_reduction_sum():
         return tf.reduce_sum((prediction - y) ** 2)
 
     assert_logged(sums, by_hand(build(L2(0.1)), data_loss), validated=False)
+
+
+# --- each weight's own penalty ----------------------------------------------------------------------------------------
+
+
+class Chain(tf_keras.Model):
+    """Some layers, one after another."""
+
+    def __init__(self, chain):
+        super().__init__()
+        self.chain = chain
+
+    def call(self, inputs):
+        return functools.reduce(lambda outputs, layer: layer(outputs), self.chain, inputs)
+
+
+def nested(rate=0.1, built=True, **compiling):
+    """A layer that is shared between the model and one inside it, a nested layer of two weights, and a frozen one."""
+    tf_keras.utils.set_random_seed(1)
+    shared = tf_keras.layers.Dense(3, "tanh", kernel_regularizer=L2(0.3), name="shared")
+    both = tf_keras.layers.Dense(3, kernel_regularizer=L1(0.1), bias_regularizer=L2(0.7), name="both")
+    frozen = tf_keras.layers.Dense(1, None, True, "ones", kernel_regularizer=L2(5.0), name="frozen", trainable=False)
+    inner = tf_keras.Sequential([tf_keras.Input((3,)), shared, both], name="inner")
+    model = Chain([shared, inner, frozen])
+    if built:
+        model.build([None, 3])
+    model.compile(tf_keras.optimizers.SGD(rate), "mse", metrics=["mae"], **compiling)
+    return model
+
+
+PATHS = ["shared/kernel", "inner/both/kernel", "inner/both/bias", "frozen/kernel"]
+
+
+def oracle(model):
+    shared, both, frozen = (model.get_layer("shared"), model.get_layer("inner").layers[1], model.get_layer("frozen"))
+    kernels = [np.float64(layer.kernel.numpy()) for layer in (shared, both, frozen)]
+    bias = np.float64(both.bias.numpy())
+    return [
+        0.3 * (kernels[0] ** 2).sum(),
+        0.1 * abs(kernels[1]).sum(),
+        0.7 * (bias**2).sum(),
+        5.0 * (kernels[2] ** 2).sum(),
+    ]
+
+
+def weights_by_hand(model, epochs=EPOCHS):
+    """The means of the penalties before each update, by the sizes of the batches, and those of each epoch's end."""
+    batches = [slice(i, i + BATCH) for i in range(0, len(X), BATCH)]
+    means, ends = [], []
+    for _ in range(epochs):
+        steps = []
+        for batch in batches:
+            steps.append(oracle(model))
+            model.train_on_batch(X[batch], Y[batch])
+        means.append(np.average(steps, axis=0, weights=[len(X[batch]) for batch in batches]))
+        ends.append(oracle(model))
+    return np.transpose(means), np.transpose(ends)
+
+
+def assert_weights_logged(history, model):
+    for prefix, values in zip(("", "val_"), weights_by_hand(model), strict=True):
+        for path, expected in zip(PATHS, values, strict=True):
+            np.testing.assert_allclose(history[prefix + path], expected, rtol=1e-5, err_msg=prefix + path)
+        np.testing.assert_allclose(sum(np.array(history[prefix + path]) for path in PATHS), history[f"{prefix}penalty"])
+
+
+@pytest.mark.parametrize(
+    "building",
+    [{}, {"built": False}, {"run_eagerly": True, "built": False}, {"jit_compile": True}, {"steps_per_execution": 2}],
+    ids=["graph", "unbuilt", "eager", "xla", "steps_per_execution"],
+)
+@pytest.mark.light(building=[{}, {"built": False}])
+def test_per_weight(building):
+    model = nested(**building)
+    history = fit(model, [PenaltyLogger(per_weight=True)], validation_data=(X_VAL, Y_VAL))
+    names = ["loss", "data_loss", "penalty", *PATHS, "mae"]
+    assert list(history) == names + [f"val_{name}" for name in names]
+    assert list(penalties(model)) == PATHS
+    assert_weights_logged(history, nested())
+    plain = nested(**building)
+    fit(plain)
+    assert_same_training(model, plain)
+
+
+def test_per_weight_in_evaluate_and_beside_others(capsys):
+    """Whichever stands first; and one without `per_weight` logs the two alone, before and after."""
+    model, names = nested(), ["loss", "data_loss", "penalty", "mae"]
+    loggers = [PenaltyLogger(), PenaltyLogger(per_weight=True)]
+    for chosen in (loggers[:1], loggers, loggers[::-1], loggers[:1]):
+        paths = PATHS if len(chosen) > 1 else []
+        logs = model.evaluate(X_VAL, Y_VAL, verbose=0, callbacks=chosen, return_dict=True)
+        assert list(logs) == [*names[:3], *paths, "mae"]
+        np.testing.assert_allclose([logs[path] for path in paths], oracle(model)[: len(paths)], rtol=1e-5)
+        history = fit(model, chosen, epochs=1, verbose=1)
+        assert list(history) == list(logs)
+        last = capsys.readouterr().out.rstrip().splitlines()[-1].rpartition("\r")[2]
+        assert all(f"- {name}: {history[name][-1]:.4f}" in last for name in history)  # no mean of means
+        assert not any(name in last for name in set(PATHS).difference(paths))
+
+
+def test_per_weight_among_penalties_of_other_kinds():
+    model = with_every_kind()
+    history = fit(model, [PenaltyLogger(per_weight=True)], epochs=1)
+    paths = list(penalties(model))
+    assert list(history) == ["loss", "data_loss", "penalty", *paths]
+    assert len(paths) == 2
+    logs = model.evaluate(X, Y, verbose=0, callbacks=[PenaltyLogger(per_weight=True)], return_dict=True)
+    for path, value in penalties(model).items():
+        np.testing.assert_allclose(logs[path], float(value), rtol=1e-6)
+
+
+def test_per_weight_of_the_sample_that_is_penalized():
+    sampled = SampledOrthogonalRegularizer(0.1, sample_size=4)
+    layer = tf_keras.layers.Dense(60, kernel_regularizer=sampled, name="wide")
+    model = tf_keras.Sequential([tf_keras.Input((3,)), layer, tf_keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    history = fit(model, [PenaltyLogger(per_weight=True)])
+    assert history["wide/kernel"] == history["penalty"]
+    assert len(set(history["penalty"])) == EPOCHS
+
+
+def test_per_weight_where_a_step_adds_the_penalties_up():
+    def run(self, data):
+        x, y, *_ = data
+        y_pred = self(x, training=True)
+        return {"loss": self.compiled_loss(y, y_pred, regularization_losses=[tf.add_n(self.losses)])}
+
+    model = subclassed(train_step=run)
+    history = fit(model, [PenaltyLogger(per_weight=True)])
+    np.testing.assert_allclose(history["dense/kernel"], history["penalty"], rtol=1e-6)
+
+
+def test_per_weight_without_regularized_weights():
+    assert list(fit(build(kernel=None), [PenaltyLogger(per_weight=True)])) == ["loss", "data_loss", "penalty", "mae"]
+
+
+def test_per_weight_of_regularizers_set_in_between(tmp_path):
+    model = build(L2(0.1), 0.0)
+
+    def change(epoch):
+        set_regularizers(
+            model, kernel_regularizer=[None, L1(1.0), None][epoch], where=lambda layer: layer.name == "head0"
+        )
+
+    expected = float(model.losses[0]), abs(model.get_layer("head0").kernel.numpy()).sum()
+    changing = tf_keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: change(epoch) if epoch else None)
+    saving = tf_keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    history = fit(model, [changing, PenaltyLogger(per_weight=True), saving], epochs=3)
+    np.testing.assert_allclose(history["hidden/kernel"], [expected[0]] * 3, rtol=1e-6)
+    np.testing.assert_allclose(history["head0/kernel"], [expected[1], 0.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_path_taken(built):
+    model = Subclassed()
+    model.compile("sgd", "mse", metrics=[tf_keras.metrics.MeanAbsoluteError(name="dense/kernel")])
+    if built:
+        model.build([None, 3])
+    with pytest.raises(ValueError, match=r"cannot log 'dense/kernel': .* has a metric"):
+        fit(model, [PenaltyLogger(per_weight=True)])
+    fit(model, [PenaltyLogger()])
+
+    class Own(Subclassed):
+        def build(self, shape):
+            self.own = self.add_weight("penalty", [2], regularizer=L2(0.1))
+            super().build(shape)
+
+    model = Own()
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=r"cannot log 'penalty': .* has a regularized weight of that path"):
+        fit(model, [PenaltyLogger(per_weight=True)])
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_per_weight_is_a_bool(value):
+    with pytest.raises(ValueError, match=r"Invalid value for argument `per_weight`\. Expected True or False"):
+        PenaltyLogger(per_weight=value)
 
 
 # --- loops, epochs and evaluation -------------------------------------------------------------------------------------
@@ -700,11 +886,14 @@ def test_mirrored(run_python):
         x = np.random.RandomState(0).randn(22, 3).astype("float32")
         y = x[:, :1]
 
-        def run(strategy, callbacks, **compiling):
+        def run(strategy, callbacks, built=False, **compiling):
             tf_keras.utils.set_random_seed(1)
             with strategy.scope():
                 layers = [tf_keras.layers.Dense(4, kernel_regularizer=L2(1e3)), tf_keras.layers.Dense(1)]
-                model = tf_keras.Sequential(layers)
+                layers[1].kernel_regularizer = L2(2e3)
+                model = tf_keras.Sequential(layers, name="model")
+                if built:
+                    model.build([None, 3])
                 model.compile(tf_keras.optimizers.SGD(1e-5), "mse", **compiling)
             return model, model.fit(
                 x, y, 8, 2, shuffle=False, verbose=0, validation_data=(x[:9], y[:9]), callbacks=callbacks
@@ -712,10 +901,14 @@ def test_mirrored(run_python):
 
         mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
         assert mirrored.num_replicas_in_sync == 2
-        _, one = run(tf.distribute.get_strategy(), [PenaltyLogger()])
-        for compiling in ({}, {"steps_per_execution": 2}):
+        tf_keras.backend.clear_session()
+        _, one = run(tf.distribute.get_strategy(), [PenaltyLogger(per_weight=True)])
+        assert list(one)[3:5] == ["dense/kernel", "dense_1/kernel"], one
+        for compiling in ({}, {"steps_per_execution": 2}, {"built": True}):
             plain, without = run(mirrored, [], **compiling)
-            model, two = run(mirrored, [PenaltyLogger()], **compiling)
+            tf_keras.backend.clear_session()
+            model, two = run(mirrored, [PenaltyLogger(per_weight=True)], **compiling)
+            assert list(two) == list(one)
             assert model.metrics_names == ["loss"], model.metrics_names
             for name in one:
                 np.testing.assert_allclose(two[name], one[name], rtol=1e-5, err_msg=name)

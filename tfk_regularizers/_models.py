@@ -181,6 +181,28 @@ def penalties(model: Any) -> dict[str, tf.Tensor]:
     return values
 
 
+def penalized_paths(model: Any) -> list[str | None]:
+    """For each of the `losses` of a tf_keras model the path of the weight that it penalizes, None if it does not."""
+    found: list[str | None] = []
+    for node in _nodes(model):
+        variables = layers.penalized_variables(node.layer)
+        paths = iter(_paths(node, [variable for variable in variables if variable is not None]))
+        found += [None if variable is None else next(paths) for variable in variables]
+    return found
+
+
+def penalties_among(model: Any, losses: list[Any]) -> dict[str, tf.Tensor]:
+    """The `penalties` of a tf_keras model, found among its `losses`: a sampled one is not drawn a second time."""
+    paths = penalized_paths(model)
+    if len(paths) != len(losses):  # a step adds them up, say, or a loss of the user's own was None
+        return penalties(model)
+    values: dict[str, tf.Tensor] = {}
+    for path, loss in zip(paths, losses, strict=True):
+        if path is not None:
+            values[path] = values[path] + loss if path in values else loss
+    return values
+
+
 class _Node(NamedTuple):
     """A layer, its path, and the layers around it that are not models, by their id."""
 

@@ -108,6 +108,14 @@ def weight_losses(layer: Any, model: Any = None) -> list[tuple[Any, Any]]:
     return [(variable, functools.partial(variable.regularizer, variable)) for variable in variables]
 
 
+def penalized_variables(layer: Any) -> list[Any]:
+    """What each of the losses that a layer of tf_keras itself adds to `losses` penalizes: a variable, or None."""
+    others = layer._eager_losses or layer._losses
+    if others and isinstance(others[0], str):  # what a revived layer has in place of those of its parent
+        others = []
+    return [None] * len(others) + [_regularized_variable(layer, loss) for loss in layer._callable_losses]
+
+
 def _regularized_variable(layer: Any, loss: Any) -> Any:
     """The variable of a loss that `add_weight` made, told by its function; None for a loss of the user's own.
 
