@@ -274,7 +274,10 @@ def _chosen_nodes(nodes, where):
 def _check_model(model, bases, purpose):
     if not isinstance(model, bases):
         kind = type(model)
-        raise TypeError(f"{purpose}. Received: {shown(model)} of type {kind.__module__}.{kind.__qualname__}")
+        raise TypeError(
+            f"{purpose}. Received: {shown(model)} of type {kind.__module__}.{kind.__qualname__}"
+            f"{versions.instead_of_keras3(model)}"
+        )
     if not model.built:
         raise ValueError(
             f"The model {model.name!r} has no weights yet. Call `model.build(input_shape)` or the model on data first."

@@ -7,7 +7,7 @@ import tensorflow as tf
 import tf_keras
 
 from tfk_regularizers import _models
-from tfk_regularizers._keras import training
+from tfk_regularizers._keras import training, versions
 from tfk_regularizers._penalties.arguments import checked_flag
 
 NAMES = ("data_loss", "penalty")
@@ -78,7 +78,7 @@ class PenaltyLogger(tf_keras.callbacks.Callback):
         if not isinstance(model, tf_keras.Model):
             raise TypeError(
                 f"PenaltyLogger is for models of tf_keras. Received: model={model!r}, a "
-                f"{type(model).__module__}.{type(model).__qualname__}"
+                f"{type(model).__module__}.{type(model).__qualname__}{versions.instead_of_keras3(model)}"
             )
         super().set_model(model)
         self._split()

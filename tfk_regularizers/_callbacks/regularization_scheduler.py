@@ -88,7 +88,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
             kind = type(model)
             raise TypeError(
                 f"RegularizationScheduler is for models of tf_keras. Received: model={model!r}, a "
-                f"{kind.__module__}.{kind.__qualname__}"
+                f"{kind.__module__}.{kind.__qualname__}{versions.instead_of_keras3(model)}"
             )
         super().set_model(model)
 
@@ -224,6 +224,12 @@ def _terms(regularizer: Any) -> list[Any]:
     return [inner for term in regularizer.regularizers for inner in _terms(term)]
 
 
+_GIVE_ONE = (
+    '. Give a layer one, as in `Dense(3, kernel_regularizer="l2")`, or the whole model, by '
+    '`set_regularizers(model, kernel_regularizer="l2")`.'
+)
+
+
 def _names(term: Any) -> list[str]:
     """The names of the factors of a term; of one that is none of this package's, those that it seems to have."""
     names = term.factor_names if isinstance(term, Penalty) else ("l1", "l2", "factor")
@@ -251,8 +257,8 @@ def _scheduled(model: Any, acting: list[Acting], factor: str | None, where: Any)
     if name is None or name not in names:
         raise ValueError(
             f"RegularizationScheduler has nothing to schedule: no penalty {place} has a factor"
-            f"{'' if factor is None else f' `{factor}`'}. Expected one of: "
-            f"{', '.join(names) or 'none, for there is no penalty of this package; see `set_regularizers`'}."
+            + ("" if factor is None else f" `{factor}`")
+            + (f". Expected one of: {', '.join(names)}." if names else _GIVE_ONE)
         )
     penalties: dict[int, tuple[str, Penalty]] = {}
     taken: Mapping[str, Any] = {}

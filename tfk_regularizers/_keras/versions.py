@@ -40,3 +40,11 @@ def model_bases() -> tuple[type, ...]:
     """The classes of models: tf_keras's, and that of Keras 3."""
     keras = keras3()
     return (tf_keras.Model, *([keras.Model] if keras else []))
+
+
+def instead_of_keras3(model: Any) -> str:
+    """For the message that refuses a model: what to do where it is one of Keras 3; nothing elsewhere."""
+    keras = keras3()
+    if keras is None or not isinstance(model, keras.Model):
+        return ""
+    return ", of Keras 3. Make the model with `tf_keras`, or set TF_USE_LEGACY_KERAS=1 before TensorFlow is imported."

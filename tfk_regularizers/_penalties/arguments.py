@@ -28,7 +28,10 @@ def shown(value):
 def only_legacy_name(kwargs, name, value):
     value = kwargs.pop("l", value)
     if kwargs:
-        raise TypeError(f"Argument(s) not recognized by {name}: {', '.join(map(shown, kwargs))}")
+        raise TypeError(
+            f"Argument(s) not recognized by {name}, whose factor is called `{name.lower()}`: "
+            f"{', '.join(map(shown, kwargs))}"
+        )
     return value
 
 

@@ -55,6 +55,7 @@ def matrix(name, x):
     if rank is not None and rank < 2:
         raise ValueError(
             f"Inputs to {name} must have rank 2 or more. Received: inputs.shape == {x.shape}{_of_variable(given)}"
+            f"{'. For a bias take L1, L2 or L1L2.' if rank == 1 else ''}"
         )
     if rank == 2:
         return x
