@@ -67,7 +67,8 @@ def run_tests(session, tensorflow, environment, selection):
         session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, str(ROOT))
         (wheel,) = pathlib.Path(folder).glob("*.whl")
         session.install(f"{wheel}[test]", *pins)
-        shutil.copytree(ROOT / "tests", f"{folder}/tests", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("tests", "examples", ".github"):  # the README leads there
+            shutil.copytree(ROOT / name, f"{folder}/{name}", ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / name, folder)
         session.chdir(folder)

@@ -6,7 +6,9 @@ import re
 
 import pytest
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = ("README.md", "examples/README.md", "examples/benchmark.md", "examples/orthogonality.md", "tests/README.md")
 # A snippet, and the output that stands right below it.
 SNIPPETS = re.findall(r"```python\n(.*?)```\n(?:\n```\n(.*?)```\n)?", README, re.S)
 
@@ -33,6 +35,12 @@ def outputs(run_python, tmp_path_factory):
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_snippet_prints_what_stands_below_it(outputs, number):
     assert outputs[number] == SNIPPETS[number][1]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text())
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
 def test_all_snippets_are_found():
