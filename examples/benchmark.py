@@ -415,6 +415,7 @@ MEANINGS = {
     "median of the rounds' differences, and the quotient of what they add. With PenaltyLogger: the quotient of the "
     "steps with and without it. The last row is the first step of a model with 30 kernels of different shapes, "
     "compilation included.",
+    "error": "Of values, in float32 and float16; inf is that the sum overflows.",
     "hand": "Milliseconds of the lines that people write and of this package's class, and the quotient. The last rows "
     "compare value and gradient of a million rows of 64 with one product `tf.matmul(x, x, transpose_a=True)`, and give "
     "the peak memory beside x.",
@@ -500,9 +501,8 @@ def show(results: dict) -> None:
 
 def as_markdown(results: dict, picture: str | None) -> str:
     """Return a whole page: what made it and where, the picture if there is one, and each table with its meaning."""
-    command = " ".join(["python examples/benchmark.py", *map(shlex.quote, sys.argv[1:])])
     lines = ["# Benchmark: tfk_regularizers beside tf_keras's built-in regularizers", ""]
-    lines += [f"Made by `{command}`.", "", f"{headline(results['machine'])}."]
+    lines += [f"Made by `{results['machine']['command']}`.", "", f"{headline(results['machine'])}."]
     if picture:
         lines += ["", f"![Times faster than the built-in, and what a penalty adds to a training step]({picture})"]
     for name in list(results)[1:]:
@@ -591,6 +591,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few shapes and few rounds: about a minute, and rough")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="only these (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="measure nothing, take what --json has written")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw speed and step as a picture")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
@@ -604,12 +605,24 @@ def main() -> None:
     if arguments.child:
         print(child(*arguments.child))
         return
-    results = {"machine": measure_machine()}
+    if arguments.results:
+        results = json.loads(arguments.results.read_text().replace('"inf"', "Infinity"))
+        for row in itertools.chain(*(results[name] for name in results if name != "machine")):
+            row |= {key: tuple(value) for key, value in row.items() if isinstance(value, list)}  # shapes
+        write(results, arguments)
+        return
+    command = " ".join(["python examples/benchmark.py", *map(shlex.quote, sys.argv[1:])])
+    results = {"machine": measure_machine() | {"command": command}}
     columns = TextColumn("{task.description:<8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True)) as progress:
         for name in arguments.tables:
             total, work = TABLES[name][0](results["machine"], arguments.quick)
             results[name] = [row for rows in progress.track(work, total, description=name) for row in rows]
+    write(results, arguments)
+
+
+def write(results: dict, arguments: argparse.Namespace) -> None:
+    """Print the tables, and write the files that are wanted."""
     show(results)
     if arguments.json:
         text = json.dumps(results, indent=1).replace(": Infinity", ': "inf"')  # JSON has no infinity
