@@ -172,6 +172,7 @@ def signs_are_certain(x, mode):
     return not np.any((cosines > 0) & (cosines < 1e-5))
 
 
+@pytest.mark.heavy
 @examples(max_examples=400)
 @given(arrays(DTYPES, st.integers(-3, 2), [0.0]), penalties())
 def test_value_and_gradient_are_those_of_the_oracle(drawn, penalty):
@@ -206,6 +207,7 @@ def test_value_and_gradient_are_those_of_the_oracle(drawn, penalty):
 
 
 # Factors that float32 holds exactly: the built-in rounds them to it.
+@pytest.mark.heavy
 @examples(max_examples=400)
 @given(arrays(("float32", "float64"), st.integers(-45, 38), EXTREME), penalties(st.sampled_from([0, 1, 0.25, -2.0])))
 def test_extreme_numbers_give_what_the_built_in_gives(builtin, drawn, penalty):

@@ -139,7 +139,7 @@ class Calls(tf_keras.callbacks.Callback):
         (HUGE, RATE, {}),
         pytest.param(HUGE, RATE, {"run_eagerly": True}, marks=pytest.mark.heavy),
         pytest.param(HUGE, RATE, {"jit_compile": True}, marks=pytest.mark.heavy),
-        (HUGE, RATE, {"steps_per_execution": 2}),
+        pytest.param(HUGE, RATE, {"steps_per_execution": 2}, marks=pytest.mark.heavy),
         (L1(0.1), 0.1, {}),
     ],
     ids=["graph", "eager", "xla", "steps_per_execution", "small_penalty"],
@@ -190,6 +190,7 @@ def test_class_weight():
     assert_same_training(model, plain)
 
 
+@pytest.mark.heavy
 def test_several_outputs():
     compiling = {"outputs": 2, "loss": ["mse", "mae"], "loss_weights": [0.5, 3.0]}
 
@@ -240,6 +241,7 @@ def test_no_penalty():
     assert history["data_loss"] == history["loss"]
 
 
+@pytest.mark.heavy
 def test_mixed_float16():
     tf_keras.mixed_precision.set_global_policy("mixed_float16")
     try:
@@ -806,7 +808,7 @@ def test_own_step_through_the_compiled_loss(run):
     ],
     ids=["compiled_loss", "penalties", "results"],
 )
-@pytest.mark.light(run_eagerly=[False], name=["train_step"])
+@pytest.mark.light(run_eagerly=[False], name=["train_step"], says=["does not return a dict"])
 def test_own_step_past_the_compiled_loss(name, leaves_out, says, run_eagerly):
     model = subclassed(**{name: step(**leaves_out)}, run_eagerly=run_eagerly)
     loss, weights = model.compiled_loss, model.get_weights()

@@ -89,7 +89,7 @@ def test_one_instance_gives_the_same_losses_and_training_in_both(name):
 
 
 @penalties
-@pytest.mark.light(name=["l1_l2", "rows", "group columns"])
+@pytest.mark.light(name=["l1_l2"])
 def test_kernel_bias_and_activity_are_saved_and_loaded(name, tmp_path):
     regularizer = PENALTIES[name][0](tfk)
     model = build(keras, regularizer)
@@ -104,7 +104,7 @@ def test_kernel_bias_and_activity_are_saved_and_loaded(name, tmp_path):
 
 
 @penalties
-@pytest.mark.light(name=["l1_l2", "columns"])
+@pytest.mark.light(name=["columns"])
 def test_jit_compile_with_a_ragged_last_batch(name):
     x, y = data(2 * BATCH + 4)
     plain, compiled = (build(keras, PENALTIES[name][0](tfk), jit_compile) for jit_compile in (False, True))

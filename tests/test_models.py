@@ -193,6 +193,7 @@ class TestSetRegularizers:
         np.testing.assert_allclose(values(model), values(truth), rtol=1e-6)
 
     @pytest.mark.parametrize("make", ALL)
+    @pytest.mark.light(make=[sequential, nested, attention])
     def test_set_replace_remove(self, make):
         model = built(make)
         kernels = set_regularizers(model, kernel_regularizer="l1")
@@ -549,6 +550,7 @@ class TestRevivedLayer:
         return saved_and_loaded(model, "", folder)
 
     @pytest.mark.parametrize("kind", ["builtin", "ours", "live"])
+    @pytest.mark.light(kind=["ours"])
     def test_set_replace_remove(self, kind, builtin, tmp_path):
         factor = tf.Variable(0.5, trainable=False)
         regularizer = {"builtin": builtin.L2(0.5), "ours": L2(0.5), "live": L2(factor)}[kind]

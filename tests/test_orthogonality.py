@@ -48,7 +48,7 @@ def tiled(rows):
 
 @modes
 @block_rows
-@pytest.mark.light(mode=["eager", "graph"])
+@pytest.mark.light(mode=["graph"])
 def test_tiles_of_any_size_give_the_same(rows, mode):
     x, v = normal((ROWS, 5)), normal((ROWS, 5), seed=1)
     whole = mean_absolute_cosine

@@ -163,8 +163,7 @@ def test_second_order_equals_the_built_in(builtin, name, shape, mode):
 @modes
 @pytest.mark.parametrize("shape", [(7, 5), (1200, 500)], ids=str)
 @penalties
-@pytest.mark.light(mode=["eager"])
-@pytest.mark.light(shape=[(7, 5)], mode=["graph"])
+@pytest.mark.light(shape=[(7, 5)], mode=["eager", "graph"])
 def test_forward_mode(name, shape, mode):
     make, oracle = PENALTIES[name]
     x, v = normal(shape, "float64", 1), normal(shape, "float64", 2)
@@ -199,8 +198,8 @@ def test_any_composition_of_forward_and_reverse_mode(name, composition, mode, si
 @pytest.mark.parametrize("mode", ["graph", "xla"])
 @pytest.mark.parametrize("signature", [(None, None), (None, 64), (40, None), None], ids=str)
 @penalties
-@pytest.mark.light(mode=["graph"])
-@pytest.mark.light(signature=[(None, None)], name=["l1_l2", "rows"])
+@pytest.mark.light(mode=["graph"], signature=[(None, None)])
+@pytest.mark.light(signature=[(None, None)], name=["rows"])
 def test_unknown_static_shapes(name, signature, mode):
     make, oracle = PENALTIES[name]
     x = normal((40, 64))

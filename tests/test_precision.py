@@ -113,7 +113,7 @@ def test_mixed_precision_trains_as_float32(name, place, policy):
 
 @mixed
 @penalties
-@pytest.mark.light(policy=["mixed_float16"], name=["l1_l2", "columns"])
+@pytest.mark.light(policy=["mixed_float16"], name=["columns"])
 def test_mixed_precision_of_a_wide_layer(name, policy):
     """Sums in compiled functions, pairs in tiles: 2**18 elements and 1024 columns are passed, by the kernel and by the
     outputs. Of the outputs of a batch, only the columns are many."""
@@ -143,6 +143,7 @@ def test_penalties_of_a_half_model_are_float32_and_right(name, policy):
     assert_close(activity, oracle(tf.cast(outputs, tf.float64).numpy())[0] / BATCH, 2e-6)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["l1_l2", "columns"])
 def test_scale_that_overflows_is_lowered_as_with_the_built_in(builtin, name):
     """With a scale of 2**18 gradients are infinite: such steps are skipped, and the scale is halved."""

@@ -452,6 +452,7 @@ def test_built_in_held_from_before_the_import_works_as_it_did(fresh, builtin):
     assert fresh["loss of a subclass held from before"] == 3.0
 
 
+@pytest.mark.heavy
 def test_where_tf_keras_is_the_keras_of_tensorflow(legacy):
     assert legacy["tf.keras is tf_keras"]
     assert legacy["names that are not ours"] == []
@@ -573,6 +574,7 @@ assert type(tf_keras.regularizers.get("l2")) is anew.L2 is not type(held)
     run_python("-c", program)
 
 
+@pytest.mark.heavy
 def test_import_is_silent_before_any_other(run_python):
     assert run_python("-W", "error", "-c", "import tfk_regularizers, tf_keras; print(tf_keras.regularizers.L2())") == (
         "L2(l2=0.01)\n"

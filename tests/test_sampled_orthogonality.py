@@ -167,6 +167,7 @@ def test_the_rows_of_a_variable_get_a_sparse_gradient(mode):
 
 
 @modes
+@pytest.mark.light(mode=["graph"])
 def test_trains_an_embedding(mode):
     layer = tf_keras.layers.Embedding(
         50, 4, embeddings_regularizer=tfk.SampledOrthogonalRegularizer(1.0, sample_size=10), input_length=1

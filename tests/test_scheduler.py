@@ -81,7 +81,7 @@ SHARED = L2(0.5)
 @pytest.mark.parametrize(
     ("regularizers", "arguments", "says"),
     [
-        ([None], {}, "no penalty of the model .* has a factor. Expected one of: none"),
+        ([None], {}, "no penalty of the model .* has a factor. Give a layer one"),
         ([L2(0.5)], {"factor": "l1"}, "has a factor `l1`. Expected one of: l2"),
         ([L1L2(0.5, 0.5)], {}, 'have l1, l2. Expected one of them, as in `factor="l1"`'),
         ([L1(0.5), L2(0.5)], {}, "have l1, l2"),

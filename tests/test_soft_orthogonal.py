@@ -41,7 +41,7 @@ def hessian(x, v, factor, of, diagonal):
     + [(c, f"{mode}, traced before") for c in SECOND_DERIVATIVES if c != "reverse over forward" for mode in MODES[1:]],
 )
 @pytest.mark.light(mode=["eager"])
-@pytest.mark.light(composition=["reverse over reverse"], mode=["graph", "xla"])
+@pytest.mark.light(composition=["reverse over reverse"], mode=["graph"])
 def test_every_composition_of_forward_and_reverse_mode(composition, mode, shape, diagonal, of):
     x, v = normal(shape), normal(shape, 1)
     penalty, (mode, _, what) = tfk.SoftOrthogonalRegularizer(0.3, of, diagonal), mode.partition(", ")

@@ -434,6 +434,7 @@ def test_every_layer_has_a_sum(description):
 
 
 @pytest.mark.parametrize("file", FILES)
+@pytest.mark.light(file=["model.keras", "model.h5"])
 def test_loaded(folder, description, file):
     loaded = tf_keras.models.load_model(folder / file)
     assert_same(loaded, description)
