@@ -296,7 +296,7 @@ def _nodes(model):
         for layer in layers.sublayers(parent.layer):
             known = nodes.get(id(layer))
             if known is None:
-                nodes[id(layer)] = known = _Node(layer, _unique(_join(parent.path, layer.name), taken), {})
+                nodes[id(layer)] = known = _Node(layer, unique(_join(parent.path, layer.name), taken), {})
             elif owners.keys() <= known.owners.keys():
                 continue
             known.owners.update(owners)
@@ -310,7 +310,7 @@ def _paths(node, variables):
     """The paths of some weights of a layer, told apart among all its own."""
     taken = set()
     weights = layers.own_weights(node.layer) if variables else []
-    paths = {id(variable): _unique(_join(node.path, _own_name(variable)), taken) for variable in weights}
+    paths = {id(variable): unique(_join(node.path, _own_name(variable)), taken) for variable in weights}
     return [paths.get(id(variable)) or _join(node.path, _own_name(variable)) for variable in variables]
 
 
@@ -323,7 +323,7 @@ def _join(path, name):
     return f"{path}/{name}" if path else name
 
 
-def _unique(path, taken):
+def unique(path, taken):
     """The path, or the first of path_1, path_2, … that is not taken; takes it."""
     candidates = itertools.chain([path], (f"{path}_{number}" for number in itertools.count(1)))
     unique = next(candidate for candidate in candidates if candidate not in taken)

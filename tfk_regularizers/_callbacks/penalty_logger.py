@@ -75,11 +75,7 @@ class PenaltyLogger(tf_keras.callbacks.Callback):
         self._supports_tf_logs = True  # or Keras would fetch the logs of each step for its sake
 
     def set_model(self, model):
-        if not isinstance(model, tf_keras.Model):
-            raise TypeError(
-                f"PenaltyLogger is for models of tf_keras. Received: model={model!r}, a "
-                f"{type(model).__module__}.{type(model).__qualname__}{versions.instead_of_keras3(model)}"
-            )
+        versions.check_is_of_tf_keras("PenaltyLogger", model)
         super().set_model(model)
         self._split()
 

@@ -3,14 +3,14 @@
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
 from tfk_regularizers._keras import layers, training, versions
-from tfk_regularizers._models import Acting, acting_regularizers, check_where, forget_traces
+from tfk_regularizers._models import Acting, acting_regularizers, check_where, forget_traces, unique
 from tfk_regularizers._penalties import PENALTIES, Penalty, Sum, traces
 from tfk_regularizers._penalties.arguments import finite, invalid, shown
 from tfk_regularizers._penalties.factors import current, may_be_live
@@ -84,12 +84,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
         self._bidirectional: list[Any] = []
 
     def set_model(self, model: Any) -> None:
-        if not isinstance(model, tf_keras.Model):
-            kind = type(model)
-            raise TypeError(
-                f"RegularizationScheduler is for models of tf_keras. Received: model={model!r}, a "
-                f"{kind.__module__}.{kind.__qualname__}{versions.instead_of_keras3(model)}"
-            )
+        versions.check_is_of_tf_keras("RegularizationScheduler", model)
         super().set_model(model)
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -151,9 +146,8 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
         for each in acting:
             if changed & {id(term) for term in _terms(each.regularizer)}:
                 if isinstance(each.regularizer, Sum):
-                    each.regularizer.regularizers = (
-                        each.regularizer.regularizers
-                    )  # looks anew for what is to be tracked
+                    # Set again, it looks anew for what is to be tracked.
+                    each.regularizer.regularizers = each.regularizer.regularizers
                 layers.track_regularizer(each.layer, each.path.rpartition("/")[2], each.regularizer)
 
     def _update_configs(self) -> None:
@@ -261,17 +255,11 @@ def _scheduled(model: Any, acting: list[Acting], factor: str | None, where: Any)
             + (f". Expected one of: {', '.join(names)}." if names else _GIVE_ONE)
         )
     penalties: dict[int, tuple[str, Penalty]] = {}
-    taken: Mapping[str, Any] = {}
+    taken: set[str] = set()
     for each, term in chosen:
         if name in _names(term) and id(term) not in penalties:
             _check_may_be_scheduled(each, term, name, acting)
-            base = path = f"{each.path}/{name}"
-            taken = dict(penalties.values())
-            count = 0
-            while path in taken:  # two terms of one sum
-                count += 1
-                path = f"{base}_{count}"
-            penalties[id(term)] = path, term
+            penalties[id(term)] = unique(f"{each.path}/{name}", taken), term  # two terms of one sum have one path
     return name, dict(penalties.values())
 
 

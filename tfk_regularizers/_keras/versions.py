@@ -48,3 +48,13 @@ def instead_of_keras3(model: Any) -> str:
     if keras is None or not isinstance(model, keras.Model):
         return ""
     return ", of Keras 3. Make the model with `tf_keras`, or set TF_USE_LEGACY_KERAS=1 before TensorFlow is imported."
+
+
+def check_is_of_tf_keras(callback: str, model: Any) -> None:
+    """Raise TypeError, in the name of a callback, for what is no model of tf_keras."""
+    if not isinstance(model, tf_keras.Model):
+        kind = type(model)
+        raise TypeError(
+            f"{callback} is for models of tf_keras. Received: model={model!r}, a "
+            f"{kind.__module__}.{kind.__qualname__}{instead_of_keras3(model)}"
+        )
