@@ -1,5 +1,8 @@
 """Values and gradients of the penalties, against float64 NumPy and against tf_keras's own."""
 
+import contextlib
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -212,6 +215,49 @@ def test_unknown_static_shapes(name, signature, mode):
     expected_value, expected_gradient = oracle(exact(x))
     assert_close(value, expected_value, 2e-6)
     assert_close(gradient, expected_gradient, 2e-6)
+
+
+@contextlib.contextmanager
+def converted():
+    """The set that gets the names of the functions that AutoGraph has converted and that run meanwhile."""
+    names = set()
+
+    def note(frame, event, argument):
+        if event == "call" and frame.f_code.co_name.startswith("tf__"):
+            names.add(frame.f_code.co_name)
+
+    sys.setprofile(note)
+    try:
+        yield names
+    finally:
+        sys.setprofile(None)
+
+
+@penalties
+def test_autograph_leaves_a_penalty_alone(name):
+    """As it does what is in tf_keras: there is nothing to convert, and that took a second of a user's first step.
+
+    What notes each call is converted, a few lines: a subclass of the user's may have need of it.
+    """
+    penalty = PENALTIES[name][0](tfk)
+
+    def step(x):
+        return penalty(x)
+
+    with converted() as names:
+        tf.function(step).get_concrete_function(tf.TensorSpec((4, 3)))
+    assert names == {"tf__step", "tf____call__"}
+
+
+def test_autograph_leaves_the_penalties_of_a_model_alone():
+    model = tf_keras.Sequential([tf_keras.layers.Dense(2, kernel_regularizer=tfk.L1(0.1), input_shape=(3,))])
+
+    def step():
+        return tfk.penalties(model)
+
+    with converted() as names:
+        tf.function(step).get_concrete_function()
+    assert names == {"tf__step", "tf__penalties"}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

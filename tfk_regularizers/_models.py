@@ -169,10 +169,16 @@ def penalties(model: Any) -> dict[str, tf.Tensor]:
     >>> {path: round(float(value), 6) for path, value in penalties(model).items()}
     {'block1/dense/kernel': 0.06}
     """
+    return _penalties(model)
+
+
+@tf.autograph.experimental.do_not_convert
+def _penalties(model: Any) -> dict[str, tf.Tensor]:
+    """The `penalties`, in which AutoGraph has nothing to convert."""
     _check_model(model, versions.model_bases(), "`penalties` is for models of tf_keras or Keras 3")
     values: dict[str, tf.Tensor] = {}
     nodes = _nodes(model)
-    _earlier.tell((node.path, node.layer) for node in nodes)
+    _earlier.tell(((node.path, node.layer) for node in nodes), stacklevel=5)
     for node in nodes:
         losses = layers.weight_losses(node.layer, model)
         paths = _paths(node, [variable for variable, _ in losses])

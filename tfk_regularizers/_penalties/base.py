@@ -26,7 +26,9 @@ class Penalty(tf_keras.regularizers.Regularizer):  # type: ignore[misc]
     gets: each factor is a finite number, or a scalar floating `tf.Variable(..., trainable=False)` that is read at each
     call, and anything else is a `ValueError` that names it; `repr`, `get_config`, copies and files, which carry the
     current number of a variable; `tf.train.Checkpoint`, which restores it; and sums, as `L2(0.1) + Frobenius(0.1)`.
-    With more arguments than factors it has a `get_config` of its own, which calls this one.
+    With more arguments than factors it has a `get_config` of its own, which calls this one. `class
+    Frobenius(Penalty, autograph=False)` says that its `__call__` has no `if` or loop on a tensor: a `tf.function` then
+    traces it in milliseconds, without AutoGraph.
 
     A plain subclass of `tf_keras.regularizers.Regularizer` works as it always did, in sums too.
 
@@ -56,12 +58,16 @@ class Penalty(tf_keras.regularizers.Regularizer):  # type: ignore[misc]
 
         def __call__(self, x: Any, /) -> Any: ...
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let calls be noted that are traced: a number that is set later does not reach them, which is worth a word."""
+    def __init_subclass__(cls, autograph: bool = True, **kwargs: Any) -> None:
+        """Let calls be noted that are traced: a number that is set later does not reach them, which is worth a word.
+
+        With `autograph=False` AutoGraph leaves a `__call__` of the class as it is, as it does those of tf_keras: to
+        convert all that a penalty calls takes a second of the first trace, and is of use to an `if` on a tensor alone.
+        """
         super().__init_subclass__(**kwargs)
         call = vars(cls).get("__call__")
         if inspect.isfunction(call):
-            cls.__call__ = _noted(call)  # type: ignore[method-assign]
+            cls.__call__ = _noted(call, autograph)  # type: ignore[method-assign]
 
     def get_config(self) -> dict[str, Any]:
         return {name: self._number(name) for name in self.factor_names}
@@ -178,14 +184,16 @@ class _Tracked(tf.__internal__.tracking.Trackable):
             vars(self).update(vars(_blank()))
 
 
-def _noted(call):
+def _noted(call, autograph):
     """A `__call__` that is noted where it is traced."""
+    traced = call if autograph else tf.autograph.experimental.do_not_convert(call)
 
     @functools.wraps(call)
     def __call__(self, *args, **kwargs):  # noqa: N807
-        if not tf.executing_eagerly():
-            traces.note(self)
-        return call(self, *args, **kwargs)
+        if tf.executing_eagerly():
+            return call(self, *args, **kwargs)
+        traces.note(self)
+        return traced(self, *args, **kwargs)
 
     return __call__
 

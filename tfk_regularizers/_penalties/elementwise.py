@@ -16,7 +16,7 @@ from tfk_regularizers._penalties.reductions import result_dtype, total_in_xla, w
 _SomeL2 = TypeVar("_SomeL2", bound="L2")
 
 
-class L1(Penalty):
+class L1(Penalty, autograph=False):
     """Pulls weights to zero, small ones as hard as large ones: adds `l1 * sum(abs(x))` to the loss.
 
     Formula: `l1 * Σ|x|` over all elements of a tensor of any shape, ragged ones included. Gradient: `l1 * sign(x)`, 0
@@ -68,7 +68,7 @@ class L1(Penalty):
         return scaled(self.l1, absolute_sum(elements("L1", x)))
 
 
-class L2(Penalty):
+class L2(Penalty, autograph=False):
     """Keeps weights small: adds `l2 * sum(square(x))` to the loss.
 
     Formula: `l2 * Σx²` over all elements of a tensor of any shape (`|x|²` for complex ones). Gradient: `2 * l2 * x`.
@@ -146,7 +146,7 @@ class L2(Penalty):
         return cls(finite("decay", decay) / 2)
 
 
-class L1L2(Penalty):
+class L1L2(Penalty, autograph=False):
     """Adds `l1 * sum(abs(x)) + l2 * sum(square(x))` to the loss (the elastic net).
 
     Formula: `l1 * Σ|x| + l2 * Σx²` over all elements of a tensor of any shape. Gradient: `l1 * sign(x) + 2 * l2 * x`,

@@ -26,7 +26,7 @@ from tfk_regularizers._penalties.reductions import size, squares_along, wide
 from tfk_regularizers._penalties.shards import parts, whole
 
 
-class GroupLasso(Penalty):
+class GroupLasso(Penalty, autograph=False):
     """Pulls whole units to zero, for pruning them: adds the lengths of the columns (or rows) of a kernel.
 
     Formula: `factor * sqrt(d) * Σᵢ ‖xᵢ‖₂`, where the xᵢ are the columns (or rows) of the matrix x, and d is the number

@@ -40,7 +40,7 @@ from tfk_regularizers._penalties.shards import whole
 _EPSILON = 1e-12  # as in tf.math.l2_normalize
 
 
-class OrthogonalRegularizer(Penalty):
+class OrthogonalRegularizer(Penalty, autograph=False):
     """Pushes the rows (or columns) of a kernel to be orthogonal to each other.
 
     Formula: `factor` times the mean over all unordered pairs i < j of `|⟨x̂ᵢ, x̂ⱼ⟩|`, where the x̂ are the rows (or

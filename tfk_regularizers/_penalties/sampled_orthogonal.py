@@ -15,7 +15,7 @@ from tfk_regularizers._penalties.reductions import size
 from tfk_regularizers._penalties.shards import gathered, is_partitioned, whole
 
 
-class SampledOrthogonalRegularizer(Penalty):
+class SampledOrthogonalRegularizer(Penalty, autograph=False):
     """Pushes the rows (or columns) of a huge table to be orthogonal, by a fresh sample of them at each call.
 
     Formula: that of `OrthogonalRegularizer` on `sample_size` rows (or columns), drawn uniformly without replacement at

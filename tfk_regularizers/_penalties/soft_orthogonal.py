@@ -30,7 +30,7 @@ from tfk_regularizers._penalties.reductions import size, squares_along, wide
 from tfk_regularizers._penalties.shards import parts, whole
 
 
-class SoftOrthogonalRegularizer(Penalty):
+class SoftOrthogonalRegularizer(Penalty, autograph=False):
     """Pulls the rows (or columns) of a kernel to be orthogonal and of length 1, by squares of their inner products.
 
     Formula: `factor * ‖x xᵀ - I‖²_F` for the n x d matrix x, the sum over all ordered pairs of rows of
