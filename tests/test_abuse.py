@@ -368,6 +368,7 @@ def test_mode_and_sample_size(value, cls):
         assert "argument `sample_size`. Expected an integer of at least 2" in str(error)
 
 
+@pytest.mark.heavy
 def test_sample_size_beyond_32_bits_with_a_number_of_rows_that_is_not_known():
     penalty = tfk.SampledOrthogonalRegularizer(1.0, sample_size=2**40)
     function = tf.function(penalty, input_signature=[tf.TensorSpec([None, 2], tf.float32)])

@@ -361,7 +361,7 @@ def assert_weights_logged(history, model):
     [{}, {"built": False}, {"run_eagerly": True, "built": False}, {"jit_compile": True}, {"steps_per_execution": 2}],
     ids=["graph", "unbuilt", "eager", "xla", "steps_per_execution"],
 )
-@pytest.mark.light(building=[{}, {"built": False}])
+@pytest.mark.light(building=[{}])
 def test_per_weight(building):
     model = nested(**building)
     history = fit(model, [PenaltyLogger(per_weight=True)], validation_data=(X_VAL, Y_VAL))
@@ -401,6 +401,7 @@ def test_per_weight_among_penalties_of_other_kinds():
         np.testing.assert_allclose(logs[path], float(value), rtol=1e-6)
 
 
+@pytest.mark.heavy
 def test_per_weight_of_the_sample_that_is_penalized():
     sampled = SampledOrthogonalRegularizer(0.1, sample_size=4)
     layer = tf_keras.layers.Dense(60, kernel_regularizer=sampled, name="wide")
@@ -426,6 +427,7 @@ def test_per_weight_without_regularized_weights():
     assert list(fit(build(kernel=None), [PenaltyLogger(per_weight=True)])) == ["loss", "data_loss", "penalty", "mae"]
 
 
+@pytest.mark.heavy
 def test_per_weight_of_regularizers_set_in_between(tmp_path):
     model = build(L2(0.1), 0.0)
 
@@ -443,6 +445,7 @@ def test_per_weight_of_regularizers_set_in_between(tmp_path):
 
 
 @pytest.mark.parametrize("built", [True, False])
+@pytest.mark.light(built=[True])
 def test_path_taken(built):
     model = Subclassed()
     model.compile("sgd", "mse", metrics=[tf_keras.metrics.MeanAbsoluteError(name="dense/kernel")])
@@ -482,12 +485,14 @@ def test_initial_epoch_and_same_object_twice():
         np.testing.assert_allclose(first[name] + second[name], expected[name], rtol=1e-5)
 
 
+@pytest.mark.heavy
 def test_validation_freq():
     history = fit(build(), [PenaltyLogger()], epochs=4, validation_data=(X_VAL, Y_VAL), validation_freq=2)
     assert len(history["data_loss"]) == 4
     assert len(history["val_data_loss"]) == 2
 
 
+@pytest.mark.heavy
 def test_dataset_callback_list_and_positional_callbacks():
     data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(BATCH)
     model = build()
@@ -516,7 +521,7 @@ def test_evaluate():
 
 
 @pytest.mark.parametrize("metrics", [["mae"], []], ids=["metrics", "no_metrics"])
-@pytest.mark.light(metrics=[["mae"]])
+@pytest.mark.heavy
 def test_other_callbacks_evaluate_as_before(metrics):
     model, plain = build(L2(0.1), metrics=metrics), build(L2(0.1), metrics=metrics)
     seen = {}
@@ -550,6 +555,7 @@ def test_progress_bar_csv_and_any_order(tmp_path, capsys):
         assert f"- {name}: {history[name][-1]:.4f}" in last
 
 
+@pytest.mark.heavy
 def test_tensorboard(tmp_path):
     callbacks = [tf_keras.callbacks.TensorBoard(str(tmp_path)), PenaltyLogger()]
     history = fit(build(L2(0.1)), callbacks, validation_data=(X_VAL, Y_VAL))
@@ -564,6 +570,7 @@ def test_tensorboard(tmp_path):
         np.testing.assert_allclose(found["validation", f"epoch_{name}"], history[f"val_{name}"], rtol=1e-6)
 
 
+@pytest.mark.heavy
 def test_early_stopping_and_plateau():
     model = build(kernel=None, rate=0.0)  # nothing moves, so nothing improves
     stopping = tf_keras.callbacks.EarlyStopping("val_data_loss", patience=1, mode="min")
@@ -588,7 +595,7 @@ def variables_in(path):
 
 
 @pytest.mark.parametrize("name", ["model.keras", "model.h5", "model", "model.weights.h5"])
-@pytest.mark.light(name=["model.keras"])
+@pytest.mark.heavy
 def test_files_saved_meanwhile_are_as_without(name, tmp_path):
     for folder, callbacks in [("with", [PenaltyLogger()]), ("without", [])]:
         tf_keras.backend.clear_session()
@@ -619,6 +626,7 @@ def test_copies_and_weights_meanwhile():
     assert seen[1] in (None, type(model.compiled_loss))
 
 
+@pytest.mark.heavy
 def test_backup_and_restore(tmp_path):
     epochs = iter(range(EPOCHS))
 
@@ -659,7 +667,7 @@ def test_everything_is_as_before_after_fit():
         ("on_train_end", ZeroDivisionError, 1),
     ],
 )
-@pytest.mark.light(hook=["on_test_batch_end"])
+@pytest.mark.heavy
 def test_undone_after_exception_in_another_callback(hook, error, order):
     def fail():
         raise error
@@ -679,6 +687,7 @@ def test_undone_after_exception_in_another_callback(hook, error, order):
 
 
 @pytest.mark.parametrize("compiling", [{}, {"run_eagerly": True}], ids=["graph", "eager"])
+@pytest.mark.light(compiling=[{}])
 def test_undone_after_exception_in_the_data(compiling):
     def batches():
         yield X[:BATCH], Y[:BATCH]
@@ -721,6 +730,7 @@ def test_undone_after_exception_in_a_first_fit():
     assert set(vars(model)) <= attributes | {"history", "stop_training"}
 
 
+@pytest.mark.heavy
 def test_compile_in_a_callback_stays():
     model = build()
     fit(model, [PenaltyLogger(), Calls("on_train_end", lambda: model.compile("adam", "mae"))])
@@ -842,6 +852,7 @@ def test_own_step_that_logs_something_else(hides):
 
 
 @pytest.mark.parametrize("kind", ["metric", "output"])
+@pytest.mark.light(kind=["metric"])
 def test_name_taken(kind):
     if kind == "metric":
         model = build(metrics=[tf_keras.metrics.MeanAbsoluteError(name="penalty")])
@@ -1018,6 +1029,7 @@ def test_one_list_of_callbacks_for_two_models():
         assert model.train_function is step
 
 
+@pytest.mark.heavy
 def test_traced_once_and_with_the_random_numbers_of_one_training():
     """Also where each epoch is a `fit` of its own."""
     logged = []

@@ -40,6 +40,7 @@ def gradient(function, x):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("name", "route"), cases)
+@pytest.mark.light(mode=["eager", "graph"])
 def test_gradient_through_a_vectorized_map(name, route, mode):
     make, oracle = PENALTIES[name]
     x = normal([3, 7, 4])

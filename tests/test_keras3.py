@@ -68,7 +68,7 @@ def describe(model):
 
 
 @penalties
-@pytest.mark.light(name=["l1_l2", "rows", "columns"])
+@pytest.mark.light(name=["l1_l2", "rows"])
 def test_one_instance_gives_the_same_losses_and_training_in_both(name):
     regularizer, oracle = PENALTIES[name][0](tfk), PENALTIES[name][1]
     models = []
@@ -104,7 +104,7 @@ def test_kernel_bias_and_activity_are_saved_and_loaded(name, tmp_path):
 
 
 @penalties
-@pytest.mark.light(name=["columns"])
+@pytest.mark.heavy
 def test_jit_compile_with_a_ragged_last_batch(name):
     x, y = data(2 * BATCH + 4)
     plain, compiled = (build(keras, PENALTIES[name][0](tfk), jit_compile) for jit_compile in (False, True))

@@ -48,7 +48,7 @@ def tiled(rows):
 
 @modes
 @block_rows
-@pytest.mark.light(mode=["graph"])
+@pytest.mark.light(mode=["graph"], rows=[1, 7, ROWS])
 def test_tiles_of_any_size_give_the_same(rows, mode):
     x, v = normal((ROWS, 5)), normal((ROWS, 5), seed=1)
     whole = mean_absolute_cosine
@@ -62,7 +62,7 @@ def test_tiles_of_any_size_give_the_same(rows, mode):
 
 @pytest.mark.parametrize("mode", ["graph", "xla"])
 @block_rows
-@pytest.mark.light(mode=["graph"], rows=[2, 7])
+@pytest.mark.light(mode=["graph"], rows=[7])
 def test_tiles_of_an_unknown_shape(rows, mode):
     x, v = normal((ROWS, 5)), normal((ROWS, 5), seed=1)
     unknown = [tf.TensorSpec([None, None], tf.float64)] * 2
@@ -74,6 +74,7 @@ def test_tiles_of_an_unknown_shape(rows, mode):
     assert_close(second(x, v), hessian_product(mean_absolute_cosine)(x, v), 1e-12)
 
 
+@pytest.mark.heavy
 def test_second_order_from_outside_of_a_function():
     x, v = normal((ROWS, 5)), normal((ROWS, 5), seed=1)
     expected = hessian_product(mean_absolute_cosine)(x, v)

@@ -101,7 +101,7 @@ def assert_trained_alike(name, places, policy, weights_are_halves=False, **sizes
 @mixed
 @pytest.mark.parametrize("place", ["kernel", "activity"])
 @penalties
-@pytest.mark.light(policy=["mixed_float16"], place=["kernel"], name=["l1_l2", "rows", "columns"])
+@pytest.mark.light(policy=["mixed_float16"], place=["kernel"], name=["l1_l2", "columns"])
 def test_mixed_precision_trains_as_float32(name, place, policy):
     model = assert_trained_alike(name, (place,), policy)
     scaled = isinstance(model.optimizer, tf_keras.mixed_precision.LossScaleOptimizer)
@@ -113,7 +113,7 @@ def test_mixed_precision_trains_as_float32(name, place, policy):
 
 @mixed
 @penalties
-@pytest.mark.light(policy=["mixed_float16"], name=["columns"])
+@pytest.mark.heavy
 def test_mixed_precision_of_a_wide_layer(name, policy):
     """Sums in compiled functions, pairs in tiles: 2**18 elements and 1024 columns are passed, by the kernel and by the
     outputs. Of the outputs of a batch, only the columns are many."""
@@ -121,7 +121,7 @@ def test_mixed_precision_of_a_wide_layer(name, policy):
 
 
 @penalties
-@pytest.mark.light(name=["l1_l2", "rows"])
+@pytest.mark.light(name=["rows"])
 def test_pure_float16_trains_as_float32(name):
     model = assert_trained_alike(name, ("kernel", "activity"), "float16", weights_are_halves=True)
     assert {weight.dtype for weight in model.get_weights()} == {np.dtype("float16")}

@@ -33,6 +33,7 @@ def outputs(run_python, tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
+@pytest.mark.heavy
 def test_snippet_prints_what_stands_below_it(outputs, number):
     assert outputs[number] == SNIPPETS[number][1]
 

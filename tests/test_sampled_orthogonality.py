@@ -27,6 +27,8 @@ def oriented(x, axis):
 @modes
 @axes
 @pytest.mark.parametrize("sample_size", [40, 41, 4096])
+@pytest.mark.light(mode=["eager", "graph"])
+@pytest.mark.light(sample_size=[40])
 def test_as_many_as_there_are_is_exact(axis, sample_size, mode):
     penalty = tfk.SampledOrthogonalRegularizer(0.3, axis, sample_size)
     value, gradient = run(mode, value_and_gradient(penalty), tf.constant(oriented(table(), axis)))
@@ -66,6 +68,7 @@ def test_every_pair_is_drawn_as_often():
 
 
 @modes
+@pytest.mark.light(mode=["graph"])
 def test_uniform_among_a_hundred_million(mode):
     """By position: the mean, and how many fall into each tenth, are within five standard deviations."""
     tf.random.set_seed(5)
@@ -141,6 +144,7 @@ def test_repeatable_by_the_global_seed(mode):
 
 @pytest.mark.parametrize("mode", ["graph", "xla"])
 @pytest.mark.parametrize("sample_size", [5, 100])
+@pytest.mark.light(mode=["graph"])
 def test_unknown_shapes(sample_size, mode):
     penalty = tfk.SampledOrthogonalRegularizer(1.0, sample_size=sample_size)
     function = tf.function(
@@ -153,6 +157,7 @@ def test_unknown_shapes(sample_size, mode):
 
 
 @modes
+@pytest.mark.light(mode=["eager", "graph"])
 def test_the_rows_of_a_variable_get_a_sparse_gradient(mode):
     variable = tf.Variable(table())
 

@@ -150,6 +150,7 @@ def test_another_loop():
     [{}, {"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 2}],
     ids=["graph", "eager", "xla", "steps_per_execution"],
 )
+@pytest.mark.light(compiling=[{}, {"run_eagerly": True}])
 def test_equals_numpy(compiling):
     model = build(L2(9.0), **compiling)
     fit(model, epochs=1)  # traced already, with the number

@@ -109,7 +109,7 @@ def test_value_and_gradient(make, oracle, dtype, mode):
 
 @modes
 @pytest.mark.parametrize("make", [two, three])
-@pytest.mark.light(make=[two])
+@pytest.mark.light(make=[two], mode=["eager", "graph"])
 def test_it_is_the_sum_of_its_terms_to_the_second_order(make, mode):
     x, v, total = matrix("float64"), matrix("float64") ** 2, make()
     for function in (value_and_gradient, lambda penalty: lambda x: hessian_product(penalty)(x, v)):
@@ -410,16 +410,23 @@ def description():
     return describe(build())
 
 
+def merged():
+    """A model whose sum has merged into an L1L2."""
+    return tf_keras.Sequential([tf_keras.layers.Dense(2, kernel_regularizer=L1(0.25) + L2(0.5), input_shape=(3,))])
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Files of a model with sums, and of one whose sums have all merged."""
+def saved(tmp_path_factory):
+    """The path of a file, written when it is first asked for: of a model with sums, or of one whose sum merged."""
     folder = tmp_path_factory.mktemp("sums")
-    for file in FILES:
-        build().save(folder / file)
-        merged = tf_keras.layers.Dense(2, kernel_regularizer=L1(0.25) + L2(0.5), input_shape=(3,))
-        tf_keras.Sequential([merged]).save(folder / f"merged_{file}")
-    (folder / "model.json").write_text(build().to_json())
-    return folder
+
+    def save(file, make=build):
+        path = folder / f"{make.__name__}_{file}"
+        if not path.exists():
+            make().save(path)
+        return path
+
+    return save
 
 
 def assert_same(model, description):
@@ -435,8 +442,8 @@ def test_every_layer_has_a_sum(description):
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.light(file=["model.keras", "model.h5"])
-def test_loaded(folder, description, file):
-    loaded = tf_keras.models.load_model(folder / file)
+def test_loaded(saved, description, file):
+    loaded = tf_keras.models.load_model(saved(file))
     assert_same(loaded, description)
     assert np.isfinite(loaded.train_on_batch(np.ones((2, 4)), np.ones((2, 3))))
 
@@ -470,28 +477,29 @@ def test_weights_are_those_of_a_model_without(tmp_path):
     np.testing.assert_array_equal(other.get_weights()[0], plain.get_weights()[0])
 
 
-def test_saved_model_without_keras(folder, description):
-    loaded = tf.saved_model.load(str(folder / "model"))
+@pytest.mark.heavy
+def test_saved_model_without_keras(saved, description):
+    loaded = tf.saved_model.load(str(saved("model")))
     found = [float(loss()) for loss in loaded.regularization_losses]
     assert len(found) == 6
     assert all(any(loss == pytest.approx(other, rel=1e-6) for other in description["losses"]) for loss in found)
 
 
 ELSEWHERE = """
-import json, pathlib, sys
+import json, sys
 import numpy as np
 import tensorflow as tf
 import tf_keras
 
-folder = pathlib.Path(sys.argv[1])
+files, merged_files = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 report = {"merged": [], "refused": [], "opened": []}
 hidden = {"tfk_regularizers": None}  # as if it were not installed
 sys.modules.update(hidden)
-for file in sys.argv[2:]:
-    regularizer = tf_keras.models.load_model(folder / f"merged_{file}").layers[0].kernel_regularizer
+for file, merged_file in zip(files, merged_files):
+    regularizer = tf_keras.models.load_model(merged_file).layers[0].kernel_regularizer
     report["merged"].append([type(regularizer).__module__.partition(".")[0], regularizer.get_config()])
     try:
-        tf_keras.models.load_model(folder / file)
+        tf_keras.models.load_model(file)
         report["refused"].append("opened")
     except (TypeError, ValueError) as error:
         report["refused"].append(f"{type(error).__name__}: {error}")
@@ -501,18 +509,19 @@ import tfk_regularizers
 
 
 @pytest.mark.heavy
-def test_in_another_process(folder, description, run_python):
+def test_in_another_process(saved, description, run_python):
     """Without the package the merged ones open, and for the others there is Keras's error; with it, all open."""
     program = "\n".join(
         [
             ELSEWHERE,
             inspect.getsource(Cubes),
             inspect.getsource(describe),
-            'report["opened"] = [describe(tf_keras.models.load_model(folder / file)) for file in sys.argv[2:]]',
+            'report["opened"] = [describe(tf_keras.models.load_model(file)) for file in files]',
             "print(json.dumps(report))",
         ]
     )
-    report = json.loads(run_python("-c", program, folder, *FILES, TF_CPP_MIN_LOG_LEVEL="3").splitlines()[-1])
+    files = [json.dumps([str(saved(file, make)) for file in FILES]) for make in (build, merged)]
+    report = json.loads(run_python("-c", program, *files, TF_CPP_MIN_LOG_LEVEL="3").splitlines()[-1])
     assert report["merged"] == [["tf_keras", {"l1": 0.25, "l2": 0.5}]] * 3
     assert all("Error: " in error for error in report["refused"])
     for opened in report["opened"]:

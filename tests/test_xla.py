@@ -55,7 +55,7 @@ def data(rows):
 
 @pytest.mark.parametrize("units", [7, 1100], ids=["small", "tiled"])
 @pytest.mark.parametrize("name", EXACT)
-@pytest.mark.light(units=[7], name=["columns"])
+@pytest.mark.heavy
 def test_fit_with_a_ragged_last_batch_equals_one_without_xla(name, units):
     """Batches of 8, 8 and 4, whose size no layer knows; where it is unknown, and from 1025 columns on, there are tiles.
 
@@ -84,6 +84,7 @@ def test_fit_with_a_ragged_last_batch_equals_one_without_xla(name, units):
 
 
 @pytest.mark.parametrize("name", REGULARIZERS)
+@pytest.mark.light(name=["l1_l2", "columns"])
 def test_compiled_function_is_traced_once_for_each_shape(name):
     counting = Counting(REGULARIZERS[name]())
     step = tf.function(value_and_gradient(counting), jit_compile=True, autograph=False)
