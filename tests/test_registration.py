@@ -5,6 +5,7 @@ import itertools
 import json
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from libraries import KERAS3, needs_keras3
 from tensorflow.python.util import tf_export
 
 import tfk_regularizers as tfk
+from tfk_regularizers import _earlier
 
 CLASSES = (tfk.L1, tfk.L2, tfk.L1L2, tfk.OrthogonalRegularizer)
 FUNCTIONS = ("l1_l2", "get", "serialize", "deserialize")
@@ -88,6 +90,7 @@ tf_keras.src.regularizers.keras_export = export
 result["left over by a failed import"] = differences(snapshot())
 
 import tfk_regularizers as tfk
+from tfk_regularizers import _earlier
 result["changed by the import"] = len(differences(snapshot()))
 result["class held from before is the built-in"] = held is BUILTIN["L2"] and held is not tf_keras.regularizers.L2
 result["module of the held class"] = held.__module__
@@ -126,6 +129,7 @@ LEGACY = """
 import json, sys
 import tensorflow as tf
 import tfk_regularizers as tfk
+from tfk_regularizers import _earlier
 import tf_keras
 import tensorflow.keras.regularizers as imported
 
@@ -466,6 +470,7 @@ KERAS_3_BESIDE_IT = """
 import sys
 
 import tfk_regularizers as tfk
+from tfk_regularizers import _earlier
 
 assert ("keras" in sys.modules) == (len(sys.argv) > 2)
 import keras
@@ -507,6 +512,7 @@ import tf_keras
 from tf_keras.regularizers import L1, L2, L1L2, OrthogonalRegularizer, l1_l2, get
 
 import tfk_regularizers as tfk
+from tfk_regularizers import _earlier
 
 class Own(L2):
     pass
@@ -707,6 +713,36 @@ def test_layers_from_before_the_import_are_told_of(run_python):
     place = "early' (kernel_regularizer, activity_regularizer). Import tfk_regularizers before"
     assert told.startswith("1 <string> Built-in regularizers of tf_keras, ")
     assert place in told
+
+
+def test_a_name_from_before_the_import_is_told_of_once(builtin, monkeypatch):
+    monkeypatch.setattr(_earlier, "_has_told_of_a_name", False)
+
+    class Own(builtin.L2):
+        def __call__(self, x):
+            return 2.0 * super().__call__(x)
+
+    class Ours(tfk.L2):
+        pass
+
+    for meant in (Own(0.1), Ours(0.1), tfk.L2(0.1), "l2", tf.reduce_sum, builtin.l1_l2(0.1)):
+        tf_keras.layers.Dense(2, kernel_regularizer=meant)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="itself is in use"):
+            tf_keras.layers.Dense(2, kernel_regularizer=builtin.L2(0.1))
+        with pytest.warns(UserWarning, match=r"^The L2 of tf_keras itself .*`from tfk_regularizers import L2`") as told:
+            tf_keras.layers.Dense(2, kernel_regularizer=builtin.L2(0.1))
+        tf_keras.layers.Dense(2, kernel_regularizer=builtin.OrthogonalRegularizer(0.1))
+    assert [warning.filename for warning in told] == [__file__]
+
+
+@pytest.mark.usefixtures("restored")
+def test_nothing_is_from_before_where_nothing_is_registered(builtin, monkeypatch):
+    monkeypatch.setattr(_earlier, "_has_told_of_a_name", False)
+    tfk.unregister()
+    tf_keras.layers.Dense(2, kernel_regularizer=builtin.L2(0.1))
+    tfk.get(builtin.L2(0.1))
 
 
 @pytest.mark.heavy

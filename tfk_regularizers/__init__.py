@@ -103,4 +103,4 @@ for _name in __all__:  # no private module's name in files and pickles
 del _name
 
 register()
-_tell_at_import()
+_tell_at_import(unregister)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, overload
 import tf_keras
 from tf_keras.regularizers import Regularizer
 
+from tfk_regularizers import _earlier
 from tfk_regularizers._keras import registry, versions
 from tfk_regularizers._penalties import PENALTIES, l1_l2
 from tfk_regularizers._penalties.arguments import shown
@@ -50,6 +51,9 @@ def get(identifier: Any) -> Any:
         a program's own, which this one does not know, gives a stand-in that raises the error when it is called: a model
         that was saved with it still loads and predicts.
 
+    Warns:
+        UserWarning: Once a process, if a regularizer of tf_keras itself is passed, of a name from before the import.
+
     Raises:
         ValueError: If the string or the config names no regularizer, if a factor in the config is not a finite number,
             or if the identifier is of another type or is a `Regularizer` class instead of an instance.
@@ -72,6 +76,7 @@ def get(identifier: Any) -> Any:
             f"Expected an instance of a regularizer. Received: the {kind} {name}; did you mean `{name}()`?"
         )
     if callable(identifier):
+        _earlier.tell_of_a_name(identifier)
         return identifier
     several = " For several on one weight write `L2() + OrthogonalRegularizer()`."
     raise ValueError(

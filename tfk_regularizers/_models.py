@@ -178,7 +178,7 @@ def _penalties(model: Any) -> dict[str, tf.Tensor]:
     _check_model(model, versions.model_bases(), "`penalties` is for models of tf_keras or Keras 3")
     values: dict[str, tf.Tensor] = {}
     nodes = _nodes(model)
-    _earlier.tell(((node.path, node.layer) for node in nodes), stacklevel=5)
+    _earlier.tell((node.path, node.layer) for node in nodes)
     for node in nodes:
         losses = layers.weight_losses(node.layer, model)
         paths = _paths(node, [variable for variable, _ in losses])

@@ -103,12 +103,6 @@ def unregister() -> None:
             del table["l1_l2"]
 
 
-def replaced() -> list[Any]:
-    """The built-ins in whose place this package's stand now; none after `unregister`."""
-    with _lock:
-        return list(_replaced.values())
-
-
 def _registered_name(cls):
     return f"{PACKAGE}>{cls.__name__}"
 

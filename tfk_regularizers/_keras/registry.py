@@ -61,6 +61,11 @@ def forget_importable(builtins: Iterable[Any]) -> None:
     sys.modules.pop(_SECOND_NAME, None)
 
 
+def is_replaced(cls: type) -> bool:
+    """Whether a class is one that `keep_importable` was called for."""
+    return cls.__module__ == _SECOND_NAME
+
+
 _SECOND_NAME = "tf_keras.regularizers.__init__"
 
 
