@@ -40,7 +40,6 @@ def pytest_collection_finish():
     """What the imports made stays: to look through a million objects again and again took a third of the time."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 100)
 
 
 @pytest.fixture(scope="session")

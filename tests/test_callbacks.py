@@ -140,7 +140,7 @@ class Calls(tf_keras.callbacks.Callback):
         pytest.param(HUGE, RATE, {"run_eagerly": True}, marks=pytest.mark.heavy),
         pytest.param(HUGE, RATE, {"jit_compile": True}, marks=pytest.mark.heavy),
         pytest.param(HUGE, RATE, {"steps_per_execution": 2}, marks=pytest.mark.heavy),
-        (L1(0.1), 0.1, {}),
+        pytest.param(L1(0.1), 0.1, {}, marks=pytest.mark.heavy),
     ],
     ids=["graph", "eager", "xla", "steps_per_execution", "small_penalty"],
 )
@@ -831,6 +831,7 @@ def test_own_step_past_the_compiled_loss(name, leaves_out, says, run_eagerly):
 
 
 @pytest.mark.parametrize("hides", ["metrics", "results"])
+@pytest.mark.light(hides=["metrics"])
 def test_own_step_that_logs_something_else(hides):
     class Hiding(Subclassed):
         if hides == "metrics":

@@ -78,7 +78,7 @@ def test_the_longest_and_shortest_of_float64(of, mode):
     [(composition, mode) for composition in SECOND_DERIVATIVES for mode in MODES]
     + [(c, f"{mode}, traced before") for c in SECOND_DERIVATIVES if c != "reverse over forward" for mode in MODES[1:]],
 )
-@pytest.mark.light(mode=["eager"])
+@pytest.mark.light(mode=["eager"], of=["rows"])
 @pytest.mark.light(composition=["reverse over reverse"], mode=["graph"])
 def test_every_composition_of_forward_and_reverse_mode(composition, mode, of):
     x, v = normal((7, 4)), normal((7, 4), 1)

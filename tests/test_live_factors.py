@@ -111,6 +111,8 @@ EPSILON = {"float16": 2**-10, "bfloat16": 2**-7, "float32": 2**-22, "float64": 2
     [(name, dtype) for name in CASES for dtype in EPSILON if dtype != "complex64" or name in TERMS],
 )
 @pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.light(mode=["eager"])
+@pytest.mark.light(dtype=["float32"])
 def test_equals_the_number(name, dtype, mode):
     """A float32 variable and the float that it holds: the same value and gradient to the last digits of x's dtype."""
     case = CASES[name]
@@ -506,7 +508,7 @@ def losses(model):
 
 @kerases
 @pytest.mark.parametrize("jit", [False, True], ids=["plain", "jit_compile"])
-@pytest.mark.light(jit=[False])
+@pytest.mark.light(jit=[False], keras=[tf_keras])
 def test_fit(keras, jit):
     """Input 0 has no gradient for the data, so each kernel moves by its penalty alone, as written here in NumPy."""
     live = build_live(keras=keras)

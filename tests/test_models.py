@@ -184,6 +184,7 @@ def state(model):
 
 class TestSetRegularizers:
     @pytest.mark.parametrize("make", ALL)
+    @pytest.mark.light(make=[sequential, nested, recurrent, attention])
     def test_equals_rebuild(self, make):
         model = built(make)
         regularizers = {keyword: L2(0.1 * (i + 1)) for i, keyword in enumerate(KEYWORDS) if keyword in present(model)}
@@ -211,7 +212,7 @@ class TestSetRegularizers:
     @h5_warning
     @pytest.mark.parametrize("suffix", [".keras", ".h5"])
     @pytest.mark.parametrize("make", ALL)
-    @pytest.mark.light(suffix=[".keras"])
+    @pytest.mark.light(suffix=[".keras"], make=[sequential, nested, recurrent])
     def test_file(self, make, suffix, tmp_path):
         model = built(make)
         set_regularizers(model, **{keyword: L2(0.1) for keyword in present(model)})

@@ -96,7 +96,7 @@ def second_derivative():
 @pytest.mark.parametrize("rows", [None, 2], ids=["direct", "tiled"])
 @pytest.mark.parametrize("composition", SECOND_DERIVATIVES)
 @pytest.mark.light(rows=[2], mode=["eager"])
-@pytest.mark.light(rows=[2], mode=["graph", "xla"], composition=["reverse over reverse"])
+@pytest.mark.light(rows=[2], mode=["graph"], composition=["reverse over reverse"])
 def test_every_composition_of_forward_and_reverse_mode(composition, rows, mode, second_derivative):
     x, v, expected = second_derivative
     if composition == "forward over forward":

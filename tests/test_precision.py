@@ -121,7 +121,7 @@ def test_mixed_precision_of_a_wide_layer(name, policy):
 
 
 @penalties
-@pytest.mark.light(name=["rows"])
+@pytest.mark.heavy
 def test_pure_float16_trains_as_float32(name):
     model = assert_trained_alike(name, ("kernel", "activity"), "float16", weights_are_halves=True)
     assert {weight.dtype for weight in model.get_weights()} == {np.dtype("float16")}

@@ -416,6 +416,8 @@ def missing(x):
     ids=["class", "function", "sum"],
 )
 @pytest.mark.filterwarnings("ignore:`regularizers.serialize:UserWarning")
+@pytest.mark.light(make=[Missing])
+@pytest.mark.light(copied=["keras"])
 def test_what_the_program_lacks_fails_where_its_penalty_is_asked_for(tmp_path, make, copied):
     """As in tf_keras, which has the name in its place; and what is saved meanwhile has all of it."""
     model = tf_keras.Sequential([tf_keras.layers.Dense(2, kernel_regularizer=make(), input_shape=(3,))])
