@@ -40,6 +40,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read by TensorFlow's C++ side when it is imported
@@ -60,6 +61,8 @@ from tf_keras.regularizers import L1, L1L2, L2, OrthogonalRegularizer  # the bui
 
 # isort: split
 import tfk_regularizers
+
+warnings.filterwarnings("ignore", message="The .* of tf_keras itself is in use")  # on purpose
 
 BUILTIN = {"L1": L1, "L2": L2, "L1L2": L1L2, "Orthogonal": OrthogonalRegularizer}
 OURS = {penalty: getattr(tfk_regularizers, cls.__name__) for penalty, cls in BUILTIN.items()}
