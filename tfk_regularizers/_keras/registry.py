@@ -49,6 +49,7 @@ def keep_importable(builtin: Any) -> None:
     """
     second = importlib.import_module(_SECOND_NAME).__name__
     if builtin.__module__ == SOURCE.__name__:
+        _first_lines[builtin] = vars(builtin).get("__firstlineno__")
         builtin.__module__ = second
     vars(tf_keras.regularizers).pop("__init__", None)  # none of its names
 
@@ -58,6 +59,9 @@ def forget_importable(builtins: Iterable[Any]) -> None:
     for builtin in builtins:
         if builtin.__module__ == _SECOND_NAME:
             builtin.__module__ = SOURCE.__name__
+            line = _first_lines.pop(builtin, None)
+            if line is not None:
+                builtin.__firstlineno__ = line
     sys.modules.pop(_SECOND_NAME, None)
 
 
@@ -67,6 +71,7 @@ def is_replaced(cls: type) -> bool:
 
 
 _SECOND_NAME = "tf_keras.regularizers.__init__"
+_first_lines: dict[Any, int | None] = {}  # of the replaced: Python 3.13 drops that of a class whose module is set
 
 
 def forget_export(obj: Any) -> None:
