@@ -90,7 +90,6 @@ tf_keras.src.regularizers.keras_export = export
 result["left over by a failed import"] = differences(snapshot())
 
 import tfk_regularizers as tfk
-from tfk_regularizers import _earlier
 result["changed by the import"] = len(differences(snapshot()))
 result["class held from before is the built-in"] = held is BUILTIN["L2"] and held is not tf_keras.regularizers.L2
 result["module of the held class"] = held.__module__
@@ -129,7 +128,6 @@ LEGACY = """
 import json, sys
 import tensorflow as tf
 import tfk_regularizers as tfk
-from tfk_regularizers import _earlier
 import tf_keras
 import tensorflow.keras.regularizers as imported
 
@@ -470,7 +468,6 @@ KERAS_3_BESIDE_IT = """
 import sys
 
 import tfk_regularizers as tfk
-from tfk_regularizers import _earlier
 
 assert ("keras" in sys.modules) == (len(sys.argv) > 2)
 import keras
@@ -512,7 +509,6 @@ import tf_keras
 from tf_keras.regularizers import L1, L2, L1L2, OrthogonalRegularizer, l1_l2, get
 
 import tfk_regularizers as tfk
-from tfk_regularizers import _earlier
 
 class Own(L2):
     pass
