@@ -1,7 +1,8 @@
 """Files and pickles that earlier versions of the package have written: they still open, with the same penalties.
 
 Those of version 0.1 name its modules. Five layers, each of 3 inputs and 3 units and all weights 1, with a penalty each;
-in the SavedModel the last of them alone.
+in the SavedModel the last of them alone. The file of Keras 3 is one of Keras 3.12, the last for Python 3.10: an older
+Keras 3 does not read what a newer one writes.
 """
 
 import pathlib
