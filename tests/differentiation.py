@@ -6,11 +6,14 @@ import tensorflow as tf
 MODES = ("eager", "graph", "xla")
 
 
+def compiled(mode, function):
+    """The function as it is called in a mode."""
+    return function if mode == "eager" else tf.function(function, jit_compile=mode == "xla" or None, autograph=False)
+
+
 def run(mode, function, *arguments):
     """function(*arguments) in a mode."""
-    if mode != "eager":
-        function = tf.function(function, jit_compile=mode == "xla" or None, autograph=False)
-    return function(*arguments)
+    return compiled(mode, function)(*arguments)
 
 
 def value_and_gradient(penalty):

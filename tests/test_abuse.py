@@ -543,6 +543,12 @@ CONFIGS = st.recursive(
 )
 
 
+@pytest.mark.parametrize("module", [{}, {"module": None, "registered_name": "Custom>SGD"}])
+def test_config_of_a_function_that_names_a_class_gives_none(module):
+    with pytest.raises(ValueError, match=r"Could not interpret regularizer config .*: it gives <tf_keras"):
+        tfk.deserialize({"class_name": "function", "config": "Custom>SGD", **module})
+
+
 @examples(max_examples=600)
 @given(CONFIGS | st.dictionaries(st.sampled_from(KEYS), NAMES | NONSENSE) | NAMES | NONSENSE, st.booleans())
 def test_identifier_gives_a_regularizer_or_a_clear_error_and_imports_nothing(marker, config, legacy):
@@ -743,7 +749,7 @@ result = {"imported": sorted(set(sys.modules) - before)}
 
 import tensorflow as tf
 sys.path.insert(0, TESTS)
-from differentiation import MODES, run, value_and_gradient
+from differentiation import MODES, compiled, value_and_gradient
 from oracles import PENALTIES
 
 tf.config.experimental.enable_op_determinism()
@@ -751,18 +757,20 @@ tf.random.set_seed(1)
 # Whole and tiled, plain and compiled: above 1024 rows, from 2**18 elements.
 arrays = {str(shape): tf.random.normal(shape) for shape in ([64, 48], [1100, 300], [300, 1100])}
 
-def bits(mode, penalty, x):
-    value, gradient = run(mode, value_and_gradient(penalty), x)
+def bits(function, x):
+    value, gradient = function(x)
     return value.numpy().tobytes() + tf.convert_to_tensor(gradient).numpy().tobytes()
 
 def seeded(mode, axis, x):
     tf.random.set_seed(7)
-    return bits(mode, tfk.SampledOrthogonalRegularizer(0.3, axis, sample_size=50), x)
+    penalty = tfk.SampledOrthogonalRegularizer(0.3, axis, sample_size=50)
+    return bits(compiled(mode, value_and_gradient(penalty)), x)
 
 for mode in MODES:
     for shape, x in arrays.items():
         for name, (make, _) in PENALTIES.items():
-            result[f"{mode} {shape} {name}"] = bits(mode, make(tfk), x) == bits(mode, make(tfk), x)
+            function = compiled(mode, value_and_gradient(make(tfk)))
+            result[f"{mode} {shape} {name}"] = bits(function, x) == bits(function, x)
         for axis in ("rows", "columns") if mode != "xla" else ():
             result[f"{mode} {shape} sampled {axis}"] = seeded(mode, axis, x) == seeded(mode, axis, x)
 print(json.dumps(result))

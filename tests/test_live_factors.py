@@ -13,7 +13,7 @@ import oracles
 import pytest
 import tensorflow as tf
 import tf_keras
-from differentiation import MODES, assert_close, value_and_gradient
+from differentiation import MODES, assert_close, compiled, value_and_gradient
 from libraries import KERAS3, needs_keras3
 
 import tfk_regularizers as tfk
@@ -69,10 +69,6 @@ def strength(value=0.25, dtype=tf.float32, **arguments):
 
 def matrix(*shape, dtype="float32"):
     return tf.constant(np.random.default_rng(1).normal(size=shape), dtype)
-
-
-def compiled(mode, function):
-    return function if mode == "eager" else tf.function(function, jit_compile=mode == "xla" or None, autograph=False)
 
 
 # --- a call -----------------------------------------------------------------------------------------------------------

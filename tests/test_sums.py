@@ -687,3 +687,14 @@ def test_users_term_that_tensorflow_tracks_is_tracked_in_a_sum(tmp_path):
     written = tf.train.Checkpoint(model=models[0]).write(str(tmp_path / "checkpoint"))
     tf.train.Checkpoint(model=models[1]).read(written).assert_existing_objects_matched()
     assert float(terms[1].factor) == 0.5
+
+
+@pytest.mark.parametrize("file", ["model.keras", "model.h5"])
+def test_written_while_unregistered(file, tmp_path, restored):
+    penalty = tfk.L1(0.5) + tfk.OrthogonalRegularizer(0.25)
+    model = tf_keras.Sequential([tf_keras.layers.Dense(2, kernel_regularizer=penalty, input_shape=(3,))])
+    tfk.unregister()
+    model.save(tmp_path / file)
+    tfk.register()
+    loaded = tf_keras.models.load_model(tmp_path / file)
+    assert repr(loaded.layers[0].kernel_regularizer) == repr(penalty)

@@ -14,6 +14,7 @@ from tfk_regularizers._keras import registry, versions
 from tfk_regularizers._penalties import PENALTIES, l1_l2
 from tfk_regularizers._penalties.arguments import shown
 
+_CLASSES = {entry.cls.__name__: entry.cls for entry in PENALTIES}  # configs name them, registered or not
 _BY_NAME = {name: make for entry in PENALTIES for name, make in entry.identifiers.items()}
 _LIBRARIES = ("tf_keras", "tfk_regularizers")  # what they register is not the user's own
 _OTHER_WORDS = {  # of the field for what has another name here
@@ -47,9 +48,9 @@ def get(identifier: Any) -> Any:
             `"module"`) or the legacy one; an instance or any other callable; or `None`.
 
     Returns:
-        A regularizer; a callable that is none and `None` are returned as they are. A config of a class or function of
-        a program's own, which this one does not know, gives a stand-in that raises the error when it is called: a model
-        that was saved with it still loads and predicts.
+        A regularizer; a callable that is none and `None` are returned as they are. A config that names the module of
+        a class or function which this program lacks gives a stand-in that raises the error when it is called: a model
+        that was saved with it still loads and predicts. (Of a class of the main program files name no module.)
 
     Warns:
         UserWarning: Once a process, if a regularizer of tf_keras itself is passed, of a name from before the import.
@@ -135,9 +136,9 @@ def deserialize(
             `False`.
 
     Returns:
-        A regularizer; a callable that is none and `None` are returned as they are. A config of a class or function of
-        a program's own, which this one does not know, gives a stand-in that raises the error when it is called: a model
-        that was saved with it still loads and predicts.
+        A regularizer; a callable that is none and `None` are returned as they are. A config that names the module of
+        a class or function which this program lacks gives a stand-in that raises the error when it is called: a model
+        that was saved with it still loads and predicts. (Of a class of the main program files name no module.)
 
     Raises:
         ValueError: If the config names no regularizer or is malformed, or a factor in it is not a finite number.
@@ -151,7 +152,8 @@ def deserialize(
     names, arguments = _parse(config)
     custom = registry.custom_objects(custom_objects)
     is_custom = any(name in custom for name in names)
-    if not is_custom and names[0] not in _BY_NAME:
+    known = _BY_NAME if isinstance(config, str) else _CLASSES | _BY_NAME
+    if not is_custom and names[0] not in known:
         if not use_legacy_format and _is_of_a_program(config):
             return _Missing(config, _unknown(names[0], custom))
         raise ValueError(_unknown(names[0], custom))
@@ -174,11 +176,11 @@ def deserialize(
     saving = tf_keras.utils.legacy if use_legacy_format else tf_keras.saving
     try:
         result = saving.deserialize_keras_object(
-            config, module_objects=_BY_NAME, custom_objects=custom_objects, printable_module_name="regularizer"
+            config, module_objects=known, custom_objects=custom_objects, printable_module_name="regularizer"
         )
     except (AttributeError, KeyError, RecursionError) as error:
         raise ValueError(f"Could not interpret regularizer config {shown(config)}: {error!r}") from error
-    if _is_class(result):  # which tf_keras gives for a name among the custom objects
+    if inspect.isclass(result):  # which tf_keras gives for a name among the custom objects
         result = result()
     if not callable(result) or any(result is function for function in (get, serialize, deserialize, l1_l2)):
         raise ValueError(f"Could not interpret regularizer config {shown(config)}: it gives {shown(result)}")
