@@ -5,7 +5,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tensorflow as tf
 import tf_keras
@@ -17,6 +17,7 @@ from tfk_regularizers._penalties.factors import checked_factor, current, may_be_
 # How a SavedModel names a variable that a regularizer holds. A loader sets what it finds as an attribute of that name:
 # under the name of the factor, it would put a variable in the place of the config's number.
 SAVED = "_self_live_"
+_ARGUMENTS = ("l1", "l2", "factor", "mode")  # each of some penalties and not of others
 
 
 class Penalty(tf_keras.regularizers.Regularizer):  # type: ignore[misc]
@@ -54,10 +55,6 @@ class Penalty(tf_keras.regularizers.Regularizer):  # type: ignore[misc]
     factor_names: tuple[str, ...] = ()
     _checks: Mapping[str, Callable[[Any], Any]] = MappingProxyType({})  # of other arguments: what they are kept as
 
-    if TYPE_CHECKING:  # tf_keras's own gives 0.0
-
-        def __call__(self, x: Any, /) -> Any: ...
-
     def __init_subclass__(cls, autograph: bool = True, **kwargs: Any) -> None:
         """Let calls be noted that are traced: a number that is set later does not reach them, which is worth a word.
 
@@ -65,11 +62,32 @@ class Penalty(tf_keras.regularizers.Regularizer):  # type: ignore[misc]
         convert all that a penalty calls takes a second of the first trace, and is of use to an `if` on a tensor alone.
         """
         super().__init_subclass__(**kwargs)
+        if not isinstance(cls.factor_names, (tuple, list)):
+            raise TypeError(
+                f"`factor_names` of {cls.__name__} has to be a tuple of names, such as `('factor',)`. Received: "
+                f"{cls.factor_names!r}"
+            )
         call = vars(cls).get("__call__")
         if inspect.isfunction(call):
             cls.__call__ = _noted(call, autograph)  # type: ignore[method-assign]
 
+    def __call__(self, x: Any, /) -> Any:
+        """The penalty of a tensor, which a subclass computes: that of Keras itself would be 0."""
+        inherited = super().__call__
+        if inherited.__func__ is not tf_keras.regularizers.Regularizer.__call__:
+            return inherited(x)
+        raise NotImplementedError(
+            f"{type(self).__name__} needs a method `__call__(self, x)` that returns the penalty of the tensor x."
+        )
+
     def get_config(self) -> dict[str, Any]:
+        lost = _lost_arguments(self)
+        if lost:
+            raise NotImplementedError(
+                f"{type(self).__name__} takes {', '.join(f'`{name}`' for name in lost)} and has no `get_config` that "
+                "carries it. Name what is a factor in `factor_names`, and return the rest, as in "
+                f"`super().get_config() | {{{lost[0]!r}: self.{lost[0]}}}`."
+            )
         return {name: self._number(name) for name in self.factor_names}
 
     def __repr__(self) -> str:
@@ -102,8 +120,11 @@ class Penalty(tf_keras.regularizers.Regularizer):  # type: ignore[misc]
             value = checked_factor(name, value)
         elif name in self._checks and _owner(self, "__call__") is _owner(self, "_checks"):
             value = self._checks[name](value)
-        if name in vars(self) and (name in self.factor_names or name in self._checks):
+        arguments = (*self.factor_names, *self._checks)
+        if name in arguments and name in vars(self):
             traces.warn_if_frozen(self, name, vars(self)[name], value)
+        elif name in _ARGUMENTS and name not in arguments and _is_ours(type(self)):
+            traces.warn_of_no_effect(self, name, arguments)
         super().__setattr__(name, value)
         if isinstance(value, tf.Variable):
             track(self)
@@ -129,6 +150,10 @@ class Penalty(tf_keras.regularizers.Regularizer):  # type: ignore[misc]
 
     def _number(self, name):
         """A factor as the number that files and copies carry: one that opens again."""
+        if not hasattr(self, name):
+            raise AttributeError(
+                f"{type(self).__name__} has `{name}` among its `factor_names`, and its `__init__` does not set it."
+            )
         factor = getattr(self, name)
         try:
             number = current(factor)
@@ -201,6 +226,20 @@ def _noted(call, autograph):
 def _owner(penalty, name):
     """The class that says what a penalty has under a name."""
     return next(cls for cls in type(penalty).__mro__ if name in vars(cls))
+
+
+def _is_ours(cls):
+    return cls.__module__.partition(".")[0] == "tfk_regularizers"
+
+
+def _lost_arguments(penalty):
+    """The arguments that its config lacks. A subclass of L1, L2 or L1L2 is saved with theirs, as in tf_keras."""
+    names = _owner(penalty, "factor_names")
+    if type(penalty).get_config is not Penalty.get_config or (names is not Penalty and _is_ours(names)):
+        return []
+    taken = inspect.signature(type(penalty)).parameters.values()
+    stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [each.name for each in taken if each.kind not in stars and each.name not in penalty.factor_names]
 
 
 def track(penalty):

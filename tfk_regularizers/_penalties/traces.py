@@ -64,6 +64,16 @@ def warn_if_frozen(penalty: Any, name: str, old: Any, new: Any) -> None:
         )
 
 
+def warn_of_no_effect(penalty: Any, name: str, arguments: tuple[str, ...]) -> None:
+    """Warn where an attribute is set that is the argument of another penalty."""
+    warnings.warn(
+        f"{type(penalty).__name__} has no argument `{name}`, and to set it has no effect. It has "
+        f"{', '.join(f'`{each}`' for each in arguments)}.",
+        UserWarning,
+        stacklevel=_level_of_the_assignment(),
+    )
+
+
 def _in_use() -> Callable[[], bool] | None:
     """What tells whether the function that is being traced is in use: a step of a model, or a function of the user's.
 
