@@ -191,8 +191,14 @@ def test_errors_and_config():
         tfk.GroupLasso(mode="channels")
     with pytest.raises(ValueError, match="Inputs to GroupLasso must have rank 2"):
         tfk.GroupLasso()([1.0, 2.0])
-    with pytest.raises(TypeError, match="Inputs to GroupLasso must be of a floating dtype"):
+    with pytest.raises(TypeError, match=r"Inputs to GroupLasso must be of a floating dtype\. "):
         tfk.GroupLasso()(tf.eye(2, dtype=tf.complex64))
+    with pytest.raises(TypeError, match=r"Inputs to GroupLasso must be of a floating dtype\. Received: dtype int32"):
+        tfk.GroupLasso()(tf.eye(2, dtype=tf.int32))
+    with pytest.raises(
+        ValueError, match=r"a finite number \(did you mean `mode='columns'`\?\)\. Received: factor='columns'"
+    ):
+        tfk.GroupLasso("columns")
     assert tfk.GroupLasso(0.5, "rows").get_config() == {"factor": 0.5, "mode": "rows"}
     assert repr(tfk.get("GroupLasso")) == "GroupLasso(factor=0.01, mode='columns')"
 

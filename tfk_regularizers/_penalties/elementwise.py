@@ -32,16 +32,17 @@ class L1(Penalty, autograph=False):
     float32 result, and large sums keep their digits under XLA.
 
     Args:
-        l1: A finite number, the factor of the penalty; `None` means the default. Defaults to 0.01. Mutable, and read at
-            each call; a step that is traced already keeps the number that it was traced with. Or a scalar floating
-            `tf.Variable(..., trainable=False)`, which is read at each call inside traced and compiled functions too:
-            `assign` takes effect at the next step. What files, `clone_model`, `deepcopy` and the copies inside a
-            `Bidirectional` carry is its current value, which has to be finite then; `tf.train.Checkpoint` restores the
-            variable. Give it to the regularizer before a layer gets that, or call `set_regularizers` after: a layer
-            takes no notice of a variable that comes later. As an activity regularizer, assign it
-            (`layer.activity_regularizer = L1(variable)`): Keras does not track what the constructor is given, so
-            SavedModels and checkpoints would not find the variable. What is set later is checked as the constructor
-            checks it, but in a subclass with a `__call__` of its own, which may keep there what it likes.
+        l1: A finite number, the factor of the penalty; `None` means the default. Defaults to 0.01. One below zero
+            rewards, as in tf_keras. Mutable, and read at each call; a step that is traced already keeps the number that
+            it was traced with. Or a scalar floating `tf.Variable(..., trainable=False)`, which is read at each call
+            inside traced and compiled functions too: `assign` takes effect at the next step. What files, `clone_model`,
+            `deepcopy` and the copies inside a `Bidirectional` carry is its current value, which has to be finite then;
+            `tf.train.Checkpoint` restores the variable. Give it to the regularizer before a layer gets that, or call
+            `set_regularizers` after: a layer takes no notice of a variable that comes later. As an activity
+            regularizer, assign it (`layer.activity_regularizer = L1(variable)`): Keras does not track what the
+            constructor is given, so SavedModels and checkpoints would not find the variable. What is set later is
+            checked as the constructor checks it, but in a subclass with a `__call__` of its own, which may keep there
+            what it likes.
         **kwargs: `l`, the name that `l1` had in old versions of Keras.
 
     Raises:

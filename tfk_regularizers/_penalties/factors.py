@@ -14,6 +14,8 @@ def checked_factor(argument, value):
     if _is_schedule(value):
         expected = "a finite number; what follows a schedule is `fit(callbacks=[RegularizationScheduler(schedule)])`"
         raise invalid(argument, expected, value)
+    if isinstance(value, str) and value in ("rows", "columns"):
+        raise invalid(argument, f"a finite number (did you mean `mode={value!r}`?)", value)
     if not hasattr(value, "assign"):
         return finite(argument, value)
     if not may_be_live(value):

@@ -39,7 +39,8 @@ class GroupLasso(Penalty, autograph=False):
     units of a `Dense` layer and the filters of a convolution, `mode="rows"` for the inputs of a `Dense` layer and the
     tokens of an `Embedding`.
 
-    A gradient step takes a group close to zero, and across it, but rarely onto it: cut what is short after training.
+    A gradient step takes a group close to zero, and across it, but rarely onto it: cut what is short after training, as
+    below; `examples/prune_units.py` makes the smaller model of what is left.
 
     A parameter server strategy that partitions a variable, which it does by rows, calls its regularizer once a shard.
     Of columns the first pays for the whole, by the sums of squares of all shards, and the others give 0; rows are whole
@@ -58,10 +59,22 @@ class GroupLasso(Penalty, autograph=False):
             two axes.
         TypeError: When called, if x is not of a floating dtype.
 
+    >>> import numpy as np, tf_keras
     >>> GroupLasso(factor=0.5)
     GroupLasso(factor=0.5, mode='columns')
     >>> float(GroupLasso(factor=1.0)([[3.0, 0.0], [4.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
     10.0
+
+    Of a trained layer, the units whose weights are short beside the longest:
+
+    >>> layer = tf_keras.layers.Dense(3)
+    >>> layer.build((None, 2))
+    >>> layer.set_weights([np.array([[3.0, 1e-4, 0.0], [4.0, 2e-4, 5.0]]), np.ones(3)])
+    >>> lengths = np.linalg.norm(layer.kernel, axis=0)
+    >>> kept = lengths > 0.01 * lengths.max()
+    >>> layer.set_weights([weight * kept for weight in layer.get_weights()])  # kernel and bias
+    >>> layer.kernel.numpy().tolist()
+    [[3.0, 0.0, 0.0], [4.0, 0.0, 5.0]]
 
     References:
         Yuan and Lin, "Model Selection and Estimation in Regression with Grouped Variables", 2006; Wen et al., "Learning

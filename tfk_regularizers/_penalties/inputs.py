@@ -12,8 +12,8 @@ def elements(name, x):
     return tensor(name, x.flat_values if isinstance(x, tf.RaggedTensor) else x)
 
 
-def tensor(name, x):
-    """x as a dense tensor of a floating or complex dtype, converted once."""
+def tensor(name, x, dtypes="floating or complex"):
+    """x as a dense tensor of one of the kinds of dtypes, converted once."""
     if isinstance(x, (tf.SparseTensor, tf.RaggedTensor)):
         raise TypeError(
             f"Inputs to {name} must be dense tensors. Received: a {type(x).__name__} of dtype {x.dtype.name} and "
@@ -29,9 +29,9 @@ def tensor(name, x):
                 f"{type(x).__module__}.{type(x).__qualname__}"
             )
         x = tf.convert_to_tensor(x)
-    if not (x.dtype.is_floating or x.dtype.is_complex):
+    if not (x.dtype.is_floating or (x.dtype.is_complex and "complex" in dtypes)):
         raise TypeError(
-            f"Inputs to {name} must be of a floating or complex dtype. Received: dtype {x.dtype.name}, shape {x.shape}"
+            f"Inputs to {name} must be of a {dtypes} dtype. Received: dtype {x.dtype.name}, shape {x.shape}"
             f"{_of_variable(given)}"
         )
     return x
@@ -45,12 +45,7 @@ def _of_variable(x: Any) -> str:
 
 def matrix(name, x):
     """x as a real matrix: all axes but the last become its rows."""
-    given, x = x, tensor(name, x)
-    if x.dtype.is_complex:
-        raise TypeError(
-            f"Inputs to {name} must be of a floating dtype. Received: dtype {x.dtype.name}, shape {x.shape}"
-            f"{_of_variable(given)}"
-        )
+    given, x = x, tensor(name, x, "floating")
     rank = x.shape.rank
     if rank is not None and rank < 2:
         raise ValueError(
