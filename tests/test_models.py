@@ -631,6 +631,12 @@ FAILURES = {
         {"kernel_regularizer": "l2", "where": layers.Dense},
         r"argument `where`.*lambda layer: isinstance\(layer, Dense\)",
     ),
+    "where_layer": (
+        sequential,
+        {"kernel_regularizer": "l2", "where": layers.Dense(2, name="hidden")},
+        r"argument `where`.*`lambda layer: layer.name == 'hidden'`",
+    ),
+    "keyword_before_value": (sequential, {"layer": "hidden", "kernel_regularizer": "l2"}, "`layer` would change"),
     "identifier": (sequential, {"kernel_regularizer": "l3"}, "Unknown regularizer: 'l3'"),
     "rank": (
         sequential,

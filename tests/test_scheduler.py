@@ -27,6 +27,7 @@ def build(*regularizers, **compiling):
     layers = [dense(regularizer, name=f"dense{i}") for i, regularizer in enumerate(regularizers)]
     model = tf_keras.Sequential([tf_keras.Input((3,)), *layers])
     model.compile(tf_keras.optimizers.SGD(RATE), "mse", **compiling)
+    model.optimizer.build(model.trainable_variables)  # or the step is traced twice: at first with what makes these
     return model
 
 
@@ -60,11 +61,26 @@ def after_l2(factors, start=1.0):
         ({"schedule": by_epoch, "factor": 3}, "factor"),
         ({"schedule": by_epoch, "where": "dense"}, "where"),
         ({"schedule": by_epoch, "where": tf_keras.layers.Dense}, "where"),
+        ({"schedule": by_epoch, "where": tf_keras.layers.Dense(2)}, "where"),
     ],
 )
 def test_bad_argument(arguments, names):
     with pytest.raises(ValueError, match=f"argument `{names}`"):
         RegularizationScheduler(**arguments)
+
+
+def test_the_class_of_a_schedule():
+    with pytest.raises(ValueError, match=r"LearningRateSchedule \(did you mean an instance of PolynomialDecay\?\)\."):
+        RegularizationScheduler(tf_keras.optimizers.schedules.PolynomialDecay)
+
+
+def test_two_schedules_of_one_factor():
+    """The later one would win, silently."""
+    model = build(L2(0.5), L2(0.25))
+    one = RegularizationScheduler(by_epoch, where=lambda layer: layer.name == "dense1")
+    with pytest.raises(ValueError, match=r"the `l2` of 'dense1/kernel', .* another RegularizationScheduler .* `where`"):
+        fit(model, one, RegularizationScheduler(by_epoch))
+    assert "l2" in fit(model, RegularizationScheduler(by_epoch))
 
 
 class Foreign(tf_keras.regularizers.Regularizer):
@@ -85,7 +101,8 @@ SHARED = L2(0.5)
         ([L2(0.5)], {"factor": "l1"}, "has a factor `l1`. Expected one of: l2"),
         ([L1L2(0.5, 0.5)], {}, 'have l1, l2. Expected one of them, as in `factor="l1"`'),
         ([L1(0.5), L2(0.5)], {}, "have l1, l2"),
-        ([L2(0.5)], {"where": lambda layer: False}, "in the layers that pass `where` has a factor"),
+        ([L2(0.5)], {"where": lambda layer: False}, "`where` passes for none of .* have a penalty: 'dense0/kernel'"),
+        ([L2(0.5)], {"where": lambda layer: True, "factor": "l1"}, "in the layers that pass `where` has a factor `l1`"),
         ([Foreign()], {}, "none of this package, but a test_scheduler.Foreign"),
         ([L2(0.5), L2(0.5) + Foreign()], {}, "the `l2` of 'dense1/kernel'"),
         ([SHARED, SHARED], {"where": lambda layer: layer.name == "dense0"}, "'dense1/kernel', which `where` leaves"),
@@ -263,10 +280,10 @@ LAYERS = {
     "time_distributed": lambda r: tf_keras.layers.TimeDistributed(dense(r)),
     "rnn": lambda r: tf_keras.layers.RNN(tf_keras.layers.SimpleRNNCell(2, kernel_regularizer=r)),
     "gru": lambda r: tf_keras.layers.GRU(2, recurrent_regularizer=r),
-    "bidirectional": lambda r: tf_keras.layers.Bidirectional(tf_keras.layers.GRU(2, kernel_regularizer=r)),
+    "bidirectional": lambda r: tf_keras.layers.Bidirectional(tf_keras.layers.SimpleRNN(2, kernel_regularizer=r)),
     "bidirectional_two": lambda r: tf_keras.layers.Bidirectional(
-        tf_keras.layers.GRU(2, kernel_regularizer=r),
-        backward_layer=tf_keras.layers.GRU(2, kernel_regularizer=L2(4.0), go_backwards=True),
+        tf_keras.layers.SimpleRNN(2, kernel_regularizer=r),
+        backward_layer=tf_keras.layers.SimpleRNN(2, kernel_regularizer=L2(4.0), go_backwards=True),
     ),
     "attention": lambda r: Attention(2, 3, kernel_regularizer=r),
     "activity": lambda r: dense(bias_initializer="ones", use_bias=True, activity_regularizer=r),
@@ -306,6 +323,8 @@ def test_layers_and_their_files(name, built, tmp_path):
     layer = LAYERS[name](L2(9.0))
     model = tf_keras.Sequential([*([tf_keras.Input((5, 3))] if built else []), layer])
     model.compile(tf_keras.optimizers.SGD(0.0), "mse")
+    if built:
+        model.optimizer.build(model.trainable_variables)
     model.fit(x, np.zeros(model(x).shape) if built else tf.zeros_like(layer_output(layer, x)), verbose=0)
     loss, penalty = [], []
     for factor in (0.5, 0.25):
@@ -419,6 +438,18 @@ def test_backup_and_restore(order, tmp_path):
     assert fit(resumed, *callbacks())["l2"] == [0.125, 0.0625]
     factors = np.repeat([0.25, 0.125, 0.0625], 2)
     np.testing.assert_allclose(resumed.get_weights()[0], after_l2(factors), rtol=1e-6)
+
+
+def test_a_checkpoint_of_another_dtype_changes_nothing(tmp_path):
+    """A variable of the user's own is float32, one of a scheduler float64."""
+    build(L2(tf.Variable(0.25, trainable=False))).save_weights(tmp_path / "weights", save_format="tf")
+    model = build(L2(0.5))
+    model.load_weights(tmp_path / "weights").expect_partial()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="dtype"):
+        fit(model, RegularizationScheduler(by_epoch))
+    assert repr(model.layers[0].kernel_regularizer) == "L2(l2=0.5)"
+    assert fit(model, RegularizationScheduler(by_epoch))["l2"] == EPOCHS
+    assert model.layers[0]._lookup_dependency("kernel_regularizer") is model.layers[0].kernel_regularizer
 
 
 # --- replicas ---------------------------------------------------------------------------------------------------------

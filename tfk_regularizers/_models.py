@@ -90,10 +90,10 @@ def set_regularizers(
     check_where(where)
     if not regularizers:
         raise ValueError("`set_regularizers` needs at least one keyword, such as `kernel_regularizer`.")
-    regularizers = {keyword: get(value) for keyword, value in regularizers.items()}
-
     nodes = _nodes(model)
     targets = _chosen_targets(model, nodes, where, regularizers)
+    regularizers = {keyword: get(value) for keyword, value in regularizers.items()}
+
     changes = [(target, regularizers[target.keyword]) for target in targets]
     changes = [(target, regularizer) for target, regularizer in changes if _differs(target, regularizer)]
     _check_outputs(nodes, changes)
@@ -265,10 +265,10 @@ def _forget_traces(nodes):
 
 def check_where(where: Any) -> None:
     """Raise ValueError unless it is a function that may be asked about a layer, or None."""
-    if where is not None and (not callable(where) or inspect.isclass(where)):
-        raise invalid(
-            "where", "a function of a layer, such as `lambda layer: isinstance(layer, Dense)`, or None", where
-        )
+    is_layer = isinstance(where, tf_keras.layers.Layer)
+    if where is not None and (not callable(where) or inspect.isclass(where) or is_layer):
+        such_as = f"layer.name == {where.name!r}" if is_layer else "isinstance(layer, Dense)"
+        raise invalid("where", f"a function of a layer, such as `lambda layer: {such_as}`, or None", where)
 
 
 def _chosen_nodes(nodes, where):

@@ -48,8 +48,9 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
     Raises:
         ValueError: If an argument is none of these. When training begins, if no penalty is found or several names are,
             or if one cannot be changed: a regularizer that is no `Penalty` (one of tf_keras made before this package
-            was imported, for one), one of a layer that Keras has revived from graphs, or one shared with a layer
-            that `where` leaves out. From `fit`, if the schedule gives no finite number; the factor is then as before.
+            was imported, for one), one of a layer that Keras has revived from graphs, one shared with a layer that
+            `where` leaves out, or one that another scheduler of the same `fit` changes. From `fit`, if the schedule
+            gives no finite number; the factor is then as before.
         TypeError: When training begins, if the model is none of tf_keras (a Keras 3 model, for one).
         RuntimeError: If the training loop is not `Model.fit`, or one of TensorFlow 1 graphs.
 
@@ -95,12 +96,15 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
                 "give the regularizer a `tf.Variable(..., trainable=False)` as its factor and assign that."
             )
         acting = acting_regularizers(self._fitted, self.where)
-        self._name, self._penalties = _scheduled(self._fitted, acting, self.factor, self.where)
+        schedulers = vars(callbacks).setdefault("_tfk_schedulers", [])
+        name, penalties = _scheduled(self._fitted, acting, self.factor, self.where)
+        others = [other for other in schedulers if other is not self and other._name == name]
+        _check_are_scheduled_once(name, penalties, others)
+        self._name, self._penalties = name, penalties
         owners = {id(owner): owner for each in acting if each.chosen for owner in each.owners}
         self._bidirectional = [one for one in owners.values() if isinstance(one, tf_keras.layers.Bidirectional)]
         self._make_live(acting)
         self._differ = self._gets == "factor" and len({*self._numbers().values()}) > 1
-        schedulers = vars(callbacks).setdefault("_tfk_schedulers", [])
         if not any(scheduler is self for scheduler in schedulers):
             schedulers.append(self)
             callbacks.on_epoch_end = functools.partial(self._log, schedulers, callbacks.on_epoch_end)
@@ -128,7 +132,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
             return
         dtypes = {id(term): each.layer.variable_dtype for each in acting for term in _terms(each.regularizer)}
         forget_traces(fitted)
-        with fitted.distribute_strategy.scope():
+        with contextlib.ExitStack() as undo, fitted.distribute_strategy.scope():
             for penalty in numbers:
                 # float64 has the digits of the schedule's numbers, for logs and files. A class of the user's own
                 # multiplies by the factor as it is, so there it has the dtype of the weights.
@@ -141,14 +145,16 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
                     aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
                 )
                 traces.forget(penalty)  # the model is to trace anew
+                undo.callback(Penalty.__setattr__, penalty, name, getattr(penalty, name))
                 Penalty.__setattr__(penalty, name, variable)  # that of a frozen dataclass would refuse
-        changed = {id(penalty) for penalty in numbers}
-        for each in acting:
-            if changed & {id(term) for term in _terms(each.regularizer)}:
-                if isinstance(each.regularizer, Sum):
-                    # Set again, it looks anew for what is to be tracked.
-                    each.regularizer.regularizers = each.regularizer.regularizers
-                layers.track_regularizer(each.layer, each.path.rpartition("/")[2], each.regularizer)
+            changed = {id(penalty) for penalty in numbers}
+            for each in acting:
+                if changed & {id(term) for term in _terms(each.regularizer)}:
+                    if isinstance(each.regularizer, Sum):
+                        # Set again, it looks anew for what is to be tracked.
+                        each.regularizer.regularizers = each.regularizer.regularizers
+                    layers.track_regularizer(each.layer, each.path.rpartition("/")[2], each.regularizer)
+            undo.pop_all()
 
     def _update_configs(self) -> None:
         """A Bidirectional saves what it has copied for both directions."""
@@ -208,6 +214,8 @@ def _arguments_of(schedule: Any) -> str:
                 signature.bind(*arguments)
                 return kind
     expected = "a function of the epoch, or of the epoch and the factor, or a LearningRateSchedule"
+    if inspect.isclass(schedule):
+        expected += f" (did you mean an instance of {schedule.__name__}?)"
     raise invalid("schedule", expected, schedule)
 
 
@@ -234,6 +242,11 @@ def _scheduled(model: Any, acting: list[Acting], factor: str | None, where: Any)
     """The name of the factor that is meant, and the penalties that have it by its paths; ValueError if it cannot be."""
     chosen = [(each, term) for each in acting if each.chosen for term in _terms(each.regularizer)]
     names = sorted({name for _, term in chosen for name in _names(term)})
+    if acting and not chosen:
+        raise ValueError(
+            "RegularizationScheduler has nothing to schedule: `where` passes for none of the layers that have a "
+            f"penalty: {', '.join(repr(each.path) for each in acting)}."
+        )
     place = f"of the model {model.name!r}" + (" in the layers that pass `where`" if where is not None else "")
     for each, term in chosen:
         if term is None:
@@ -261,6 +274,16 @@ def _scheduled(model: Any, acting: list[Acting], factor: str | None, where: Any)
             _check_may_be_scheduled(each, term, name, acting)
             penalties[id(term)] = unique(f"{each.path}/{name}", taken), term  # two terms of one sum have one path
     return name, dict(penalties.values())
+
+
+def _check_are_scheduled_once(name: str, penalties: dict[str, Penalty], others: list[Any]) -> None:
+    taken = {id(penalty) for other in others for penalty in other._penalties.values()}
+    for path, penalty in penalties.items():
+        if id(penalty) in taken:
+            raise ValueError(
+                f"RegularizationScheduler cannot change the `{name}` of {path.removesuffix('/' + name)!r}, which "
+                "another RegularizationScheduler of this `fit` changes already. Give each its own layers by `where`."
+            )
 
 
 def _check_may_be_scheduled(each: Acting, term: Any, name: str, acting: list[Acting]) -> None:
