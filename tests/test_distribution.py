@@ -96,6 +96,7 @@ def build(regularizers=REGULARIZERS):
         outputs.append(layers.Dense(4, kernel_regularizer=regularizer, name=f"{name}_dense")(h))
     model = tf_keras.Model(tokens, layers.Concatenate()(outputs))
     model.compile(tf_keras.optimizers.SGD(0.1, momentum=0.9), "mse")
+    model.optimizer.build(model.trainable_variables)  # or the step is traced twice: at first with what makes these
     random = np.random.default_rng(1)
     for weight in weights_of(model).values():
         weight.assign(0.5 * random.standard_normal(weight.shape).astype("float32"))
@@ -227,7 +228,7 @@ def train_model(penalty, place):
         for weight, gradient in zip(model.trainable_weights, gradients):
             weight.assign_sub(0.1 * gradient)
 
-    return model, tf.function(step)
+    return model, tf.function(step, autograph=False)
 
 def run(penalty, kernel, model, step, x, y, numpy):
     function = tf.function(value_and_gradient, autograph=False)

@@ -66,9 +66,9 @@ def test_tiles_of_any_size_give_the_same(rows, mode):
 def test_tiles_of_an_unknown_shape(rows, mode):
     x, v = normal((ROWS, 5)), normal((ROWS, 5), seed=1)
     unknown = [tf.TensorSpec([None, None], tf.float64)] * 2
-    jit = mode == "xla" or None
-    first = tf.function(value_and_gradient(tiled(rows)), input_signature=unknown[:1], jit_compile=jit)
-    second = tf.function(hessian_product(tiled(rows)), input_signature=unknown, jit_compile=jit)
+    how = {"jit_compile": mode == "xla" or None, "autograph": False}
+    first = tf.function(value_and_gradient(tiled(rows)), input_signature=unknown[:1], **how)
+    second = tf.function(hessian_product(tiled(rows)), input_signature=unknown, **how)
     for actual, expected in zip(first(x), orthogonal(x.numpy(), 1.0, "rows"), strict=True):
         assert_close(actual, expected, 1e-12)
     assert_close(second(x, v), hessian_product(mean_absolute_cosine)(x, v), 1e-12)
@@ -79,7 +79,7 @@ def test_second_order_from_outside_of_a_function():
     x, v = normal((ROWS, 5)), normal((ROWS, 5), seed=1)
     expected = hessian_product(mean_absolute_cosine)(x, v)
     for jit_compile in (None, True):
-        penalty = tf.function(tiled(3), jit_compile=jit_compile)
+        penalty = tf.function(tiled(3), jit_compile=jit_compile, autograph=False)
         assert_close(hessian_product(penalty)(x, v), expected, 1e-12)
         assert_close(forward_derivative(penalty)(x, v), forward_derivative(tiled(3))(x, v), 1e-12)
 
