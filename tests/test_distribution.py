@@ -230,6 +230,9 @@ def train_model(penalty, place):
 
     return model, tf.function(step, autograph=False)
 
+# As many rows and columns as TensorFlow folds into no constant.
+LARGE = 0.7 * random.standard_normal((64, 56)).astype("float32")
+
 def run(penalty, kernel, model, step, x, y, numpy):
     function = tf.function(value_and_gradient, autograph=False)
     value, gradient = function(penalty, kernel)
@@ -271,7 +274,14 @@ for layout, (row, column) in LAYOUTS.items():
         assert [weight.layout.sharding_specs for weight in model.weights] == list(specs.values())
         arrays = place(start[0], layouts["first.kernel"]), place(x, by_example), place(y, by_example)
         sharded[f"{layout}, {name}"] = run(penalty, arrays[0], model, step, *arrays[1:], numpy)
-print(json.dumps([start[0].tolist(), one_device, sharded]))
+large = {}
+for layout, specs in LAYOUTS.items():
+    kernel = place(LARGE, dtensor.Layout(specs, mesh))
+    for name, penalty in PENALTIES.items():
+        value, gradient = tf.function(value_and_gradient, autograph=False)(penalty, kernel)
+        values = [float(each.numpy()) for each in (value, penalty(kernel))]
+        large[f"{layout}, {name}"] = {"values": values, "gradient": numpy(gradient).tolist()}
+print(json.dumps([start[0].tolist(), one_device, sharded, LARGE.tolist(), large]))
 """
 
 
@@ -426,7 +436,7 @@ def test_dtensor(layout, on_mesh):
     Without the variable TensorFlow combines the all-reduces of a step, and the weights are silently wrong, by up
     to 0.07 here. It has to be set before the mesh is made.
     """
-    start, one_device, sharded = on_mesh
+    start, one_device, sharded, *_ = on_mesh
     start, found = np.array(start, "float64"), {}
     for name, expected in one_device.items():
         result = sharded[f"{layout}, {name}"]
@@ -437,3 +447,14 @@ def test_dtensor(layout, on_mesh):
         weights = differences(result["weights"], expected["weights"])
         found |= {f"{name}, weight {number}": difference for number, difference in weights.items()}
     check(f"DTensor, kernel {layout}", found)
+
+
+@pytest.mark.parametrize("layout", ["replicated", "by row", "by column", "by both"])
+def test_dtensor_of_a_large_kernel(layout, on_mesh):
+    """In a function and eagerly, where TensorFlow has no gradient of all that these take."""
+    *_, kernel, results = on_mesh
+    for name in on_mesh[1]:
+        value, gradient = PENALTIES["rows" if name == "sampled" else name][1](np.array(kernel, "float64"))
+        result = results[f"{layout}, {name}"]
+        assert result["values"] == pytest.approx([value, value], rel=2e-6)
+        np.testing.assert_allclose(result["gradient"], gradient, rtol=0, atol=2e-6 * np.abs(gradient).max())

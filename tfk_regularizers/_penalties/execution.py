@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfk_regularizers._penalties.reductions import size
+
 try:  # what is recorded has no public reader; where this one is absent, the functions below say what is always right
     from tensorflow.python.eager import forwardprop_util, record  # type: ignore[attr-defined]
     from tensorflow.python.ops import control_flow_util  # type: ignore[attr-defined]
@@ -158,6 +160,14 @@ def under_dtensor():
     """Whether a DTensor device is there: its layouts pass through some operations alone."""
     dtensor = sys.modules.get("tensorflow.dtensor.python.api")
     return getattr(dtensor, "_dtensor_singleton", None) is not None
+
+
+def identity_beside(gram):
+    """The identity matrix of the size of a Gram matrix; under DTensor by operations that it has, on the same mesh."""
+    if not under_dtensor():
+        return tf.eye(size(gram, 0), dtype=gram.dtype)
+    places = tf.cumsum(tf.ones_like(gram[:, 0]))
+    return tf.cast(tf.equal(places[tf.newaxis], places[:, tf.newaxis]), gram.dtype)
 
 
 def _on_cpu(x):

@@ -147,7 +147,7 @@ def _by_plain_ops(x):
     """⟨u, S u⟩ by the whole of G, and by what DTensor follows: no diagonal is set there, and no rows are transposed."""
     u, *_ = _normalized(x)
     gram = tf.matmul(u, tf.transpose(u))
-    gram = tf.abs(gram - gram * tf.eye(size(u, 0), dtype=u.dtype))
+    gram = tf.abs(gram - gram * execution.identity_beside(gram))
     return tf.reduce_sum(gram if execution.under_dtensor() else row_sums(gram))
 
 

@@ -26,7 +26,8 @@ class SampledOrthogonalRegularizer(Penalty, autograph=False):
     `OrthogonalRegularizer` on `sample_size` rows.
 
     `tf.random.set_seed` makes the draws repeatable in eager mode and in a `tf.function`. XLA draws its random numbers
-    from a generator of its own, which TensorFlow gives no way to seed: there they are fresh, but not repeatable.
+    from a generator of its own, which TensorFlow gives no way to seed: there they are fresh, but not repeatable. On a
+    DTensor mesh nothing is drawn, for its operations are not there: `sample_size` has to cover all rows.
 
     tf_keras has no such class. It is registered as `tfk_regularizers>SampledOrthogonalRegularizer`, and a file that
     contains one opens only where this package is imported.

@@ -207,7 +207,7 @@ class _Form(NamedTuple):
         if self.diagonal or self.side != self.over:
             return gram
         if self.plain:
-            return gram - gram * tf.eye(size(gram, 0), dtype=gram.dtype)
+            return gram - gram * execution.identity_beside(gram)
         # 0, or the NaN of a slice that has no other to meet.
         return tf.linalg.set_diag(gram, tf.stop_gradient(tf.minimum(tf.abs(tf.linalg.diag_part(gram)), 0.0)))
 
@@ -217,7 +217,7 @@ class _Form(NamedTuple):
         if not self.diagonal:
             return self.masked(gram)
         if self.plain:
-            return gram - tf.eye(size(gram, 0), dtype=gram.dtype)
+            return gram - execution.identity_beside(gram)
         return tf.linalg.set_diag(gram, tf.linalg.diag_part(gram) - 1.0)
 
     def squared_lengths(self, x):
