@@ -8,6 +8,7 @@ import sys
 import types
 
 import pytest
+import tensorflow as tf
 import tf_keras
 from tensorflow.python.util import tf_export
 
@@ -19,6 +20,18 @@ BUILTIN = types.SimpleNamespace(
 )
 
 import tfk_regularizers as tfk  # noqa: E402
+
+_iterate = tf.data.Dataset.__iter__
+
+
+def without_autotuning(dataset):
+    """An iterator that is deleted waits, up to a minute, for the thread that tunes it."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return _iterate(dataset.with_options(options))
+
+
+tf.data.Dataset.__iter__ = without_autotuning
 
 PARENT = str(pathlib.Path(tfk.__file__).parents[1])
 
