@@ -90,6 +90,8 @@ def test_what_a_file_would_lose_is_told_when_it_is_written(cls, lost, tmp_path):
         build(penalty).save(tmp_path / "model.keras")
     assert "factor=5.0" in repr(penalty)
     assert "factor=5.0" in repr(penalty + tfk.L1(0.5))
+    with pytest.raises(NotImplementedError, match=message):
+        cls(tf.Variable(5.0, trainable=False)).get_config()
 
 
 @pytest.mark.parametrize("cls", [WithItsConfig, OnTopOfOurs])

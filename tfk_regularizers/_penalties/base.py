@@ -74,7 +74,7 @@ class Penalty(tf_keras.regularizers.Regularizer):  # type: ignore[misc]
     def __call__(self, x: Any, /) -> Any:
         """The penalty of a tensor, which a subclass computes: that of Keras itself would be 0."""
         inherited = super().__call__
-        if inherited.__func__ is not tf_keras.regularizers.Regularizer.__call__:
+        if getattr(inherited, "__func__", None) is not tf_keras.regularizers.Regularizer.__call__:
             return inherited(x)
         raise NotImplementedError(
             f"{type(self).__name__} needs a method `__call__(self, x)` that returns the penalty of the tensor x."
@@ -237,7 +237,7 @@ def _lost_arguments(penalty):
     names = _owner(penalty, "factor_names")
     if type(penalty).get_config is not Penalty.get_config or (names is not Penalty and _is_ours(names)):
         return []
-    taken = inspect.signature(type(penalty)).parameters.values()
+    taken = inspect.signature(penalty.__class__).parameters.values()
     stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [each.name for each in taken if each.kind not in stars and each.name not in penalty.factor_names]
 
