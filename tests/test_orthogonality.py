@@ -198,7 +198,7 @@ def test_new_shapes_leave_nothing_behind():
     before = set(context.list_function_names())
     for rows in range(1101, 1105):
         step(normal((rows, 2), "float32"))
-    assert set(context.list_function_names()) == before
+    assert set(context.list_function_names()) <= before  # those of other tests may go meanwhile
 
 
 @pytest.mark.parametrize("rows", [50, 1100])
