@@ -68,7 +68,6 @@ def fitted(model):
     before = [weight.astype("float64") for weight in model.get_weights()]
     units = model.layers[0].units
     model.compile(tf_keras.optimizers.SGD(1.2 / units), "mse")  # the larger the gradient of the outputs, the smaller
-    model.optimizer.build(model.trainable_variables)  # or the step is traced twice: at first with what makes these
     losses = [model.train_on_batch(*batch) for batch in zip(np.split(x, STEPS), np.split(y, STEPS), strict=True)]
     return np.array(losses), before, [weight.astype("float64") for weight in model.get_weights()]
 
