@@ -14,8 +14,8 @@ from tfk_regularizers._keras import registry, versions
 from tfk_regularizers._penalties import PENALTIES, l1_l2
 from tfk_regularizers._penalties.arguments import shown
 
-_CLASSES = {entry.cls.__name__: entry.cls for entry in PENALTIES}  # configs name them, registered or not
 _BY_NAME = {name: make for entry in PENALTIES for name, make in entry.identifiers.items()}
+_IN_CONFIGS = {entry.cls.__name__: entry.cls for entry in PENALTIES} | _BY_NAME  # which say of what a sum is
 _LIBRARIES = ("tf_keras", "tfk_regularizers")  # what they register is not the user's own
 _OTHER_WORDS = {  # of the field for what has another name here
     "ridge": "l2",
@@ -152,7 +152,7 @@ def deserialize(
     names, arguments = _parse(config)
     custom = registry.custom_objects(custom_objects)
     is_custom = any(name in custom for name in names)
-    known = _BY_NAME if isinstance(config, str) else _CLASSES | _BY_NAME
+    known = _BY_NAME if isinstance(config, str) else _IN_CONFIGS
     if not is_custom and names[0] not in known:
         if not use_legacy_format and _is_of_a_program(config):
             return _Missing(config, _unknown(names[0], custom))

@@ -97,10 +97,8 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
             )
         acting = acting_regularizers(self._fitted, self.where)
         schedulers = vars(callbacks).setdefault("_tfk_schedulers", [])
-        name, penalties = _scheduled(self._fitted, acting, self.factor, self.where)
-        others = [other for other in schedulers if other is not self and other._name == name]
-        _check_are_scheduled_once(name, penalties, others)
-        self._name, self._penalties = name, penalties
+        others = [other for other in schedulers if other is not self]
+        self._name, self._penalties = _scheduled(self._fitted, acting, self.factor, self.where, others)
         owners = {id(owner): owner for each in acting if each.chosen for owner in each.owners}
         self._bidirectional = [one for one in owners.values() if isinstance(one, tf_keras.layers.Bidirectional)]
         self._make_live(acting)
@@ -238,7 +236,9 @@ def _names(term: Any) -> list[str]:
     return [name for name in names if hasattr(term, name)]
 
 
-def _scheduled(model: Any, acting: list[Acting], factor: str | None, where: Any) -> tuple[str, dict[str, Penalty]]:
+def _scheduled(
+    model: Any, acting: list[Acting], factor: str | None, where: Any, others: list[RegularizationScheduler]
+) -> tuple[str, dict[str, Penalty]]:
     """The name of the factor that is meant, and the penalties that have it by its paths; ValueError if it cannot be."""
     chosen = [(each, term) for each in acting if each.chosen for term in _terms(each.regularizer)]
     names = sorted({name for _, term in chosen for name in _names(term)})
@@ -271,22 +271,14 @@ def _scheduled(model: Any, acting: list[Acting], factor: str | None, where: Any)
     taken: set[str] = set()
     for each, term in chosen:
         if name in _names(term) and id(term) not in penalties:
-            _check_may_be_scheduled(each, term, name, acting)
+            _check_may_be_scheduled(each, term, name, acting, others)
             penalties[id(term)] = unique(f"{each.path}/{name}", taken), term  # two terms of one sum have one path
     return name, dict(penalties.values())
 
 
-def _check_are_scheduled_once(name: str, penalties: dict[str, Penalty], others: list[Any]) -> None:
-    taken = {id(penalty) for other in others for penalty in other._penalties.values()}
-    for path, penalty in penalties.items():
-        if id(penalty) in taken:
-            raise ValueError(
-                f"RegularizationScheduler cannot change the `{name}` of {path.removesuffix('/' + name)!r}, which "
-                "another RegularizationScheduler of this `fit` changes already. Give each its own layers by `where`."
-            )
-
-
-def _check_may_be_scheduled(each: Acting, term: Any, name: str, acting: list[Acting]) -> None:
+def _check_may_be_scheduled(
+    each: Acting, term: Any, name: str, acting: list[Acting], others: list[RegularizationScheduler]
+) -> None:
     refused = f"RegularizationScheduler cannot change the `{name}` of {each.path!r}"
     if not isinstance(term, Penalty):
         kind = type(term)
@@ -304,3 +296,8 @@ def _check_may_be_scheduled(each: Acting, term: Any, name: str, acting: list[Act
                 f"{refused}, and not that of {other.path!r}, which `where` leaves out: both have the same regularizer "
                 f"{shown(term)}. Give one of them its own by `set_regularizers`."
             )
+    if any(term is taken for other in others if other._name == name for taken in other._penalties.values()):
+        raise ValueError(
+            f"{refused}, which another RegularizationScheduler of this `fit` changes already. Give each its own "
+            "layers by `where`."
+        )
