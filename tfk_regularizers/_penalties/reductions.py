@@ -8,6 +8,9 @@ _ROWS = range(256, 63, -1)
 # And so many rows of a matrix at a time, for sums of its columns: more do not stay in the cache.
 _PARTS = range(64, 15, -1)
 _LONG = 4096  # rows up to which a plain sum of columns keeps its digits
+# XLA of TensorFlow before 2.19 adds up a tensor in parts itself, by every core and fused with what makes it. A product
+# with ones is not fused there, and L1 takes twice as long.
+_XLA_SUMS_IN_PARTS = tuple(map(int, tf.__version__.split(".")[:2])) < (2, 19)
 
 
 def result_dtype(x):
@@ -33,14 +36,14 @@ def row_sums(x):
 
 
 def total_in_xla(x, levels=3):
-    """Σx for XLA, which on a CPU adds a plain sum one by one: wrong in the third digit at 64M elements.
+    """Σx for XLA, which on a CPU adds a plain sum one by one: by TensorFlow 2.21 it is percents off at 64M elements.
 
     A product with ones fuses what makes x, uses every core and is summed in parts. Each loop that XLA has to generate
     adds some 35 ms to the compilation, so there is one where there can be; where the size is unknown, so many levels.
     """
     flat = tf.reshape(x, [-1])
     count = flat.shape[0]
-    if levels == 0 or (count is not None and count <= _ROWS[0]):
+    if _XLA_SUMS_IN_PARTS or levels == 0 or (count is not None and count <= _ROWS[0]):
         return tf.reduce_sum(flat)
     row = next((row for row in _ROWS if count is not None and count % row == 0), _ROWS[0])
     whole = size(flat, 0) // row * row
