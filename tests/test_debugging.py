@@ -7,7 +7,15 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-UNITS = 1024, 512  # so that the kernel has the 2**19 elements from which on sums are fused
+from tfk_regularizers._penalties import execution
+
+UNITS = 1024, 512
+
+
+@pytest.fixture(autouse=True)
+def fused(monkeypatch):
+    """Let sums over the kernel be fused, as those of larger ones are."""
+    monkeypatch.setattr(execution, "FUSED_IN_GRAPH_FROM", 2**19)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from tfk_regularizers._penalties.arguments import finite, invalid, only_legacy_n
 from tfk_regularizers._penalties.base import Penalty
 from tfk_regularizers._penalties.factors import checked_factor, is_zero, scaled
 from tfk_regularizers._penalties.inputs import elements
-from tfk_regularizers._penalties.reductions import result_dtype, total_in_xla, wide
+from tfk_regularizers._penalties.reductions import result_dtype, sum_by_products, wide
 
 _SomeL2 = TypeVar("_SomeL2", bound="L2")
 
@@ -192,10 +192,10 @@ class L1L2(Penalty, autograph=False):
             return scaled(self.l2, half_square_sum(x), times=2.0)
         if is_zero(self.l2):
             return scaled(self.l1, absolute_sum(x))
-        if isinstance(self.l1, tf.Variable) or isinstance(self.l2, tf.Variable):
-            absolute, half_square = absolute_sum(x), half_square_sum(x)
-            return scaled(self.l1, absolute) + scaled(self.l2, half_square, times=2.0)
-        return elastic_net(x, float(self.l1), float(self.l2))
+        are_numbers = not (isinstance(self.l1, tf.Variable) or isinstance(self.l2, tf.Variable))
+        if are_numbers and execution.route(x) in ("XLA", "fused"):  # in one pass over memory
+            return elastic_net(x, float(self.l1), float(self.l2))
+        return scaled(self.l1, absolute_sum(x)) + scaled(self.l2, half_square_sum(x), times=2.0)
 
 
 def l1_l2(l1: Factor | None = 0.01, l2: Factor | None = 0.01) -> L1L2:
@@ -219,12 +219,7 @@ def l1_l2(l1: Factor | None = 0.01, l2: Factor | None = 0.01) -> L1L2:
 
 def absolute_sum(x):
     """Σ|x|, a scalar of `result_dtype(x)`, and 0 the gradient at 0."""
-    return _total(
-        x,
-        in_xla=lambda x: total_in_xla(tf.abs(x)),
-        plain=_plain_absolute_sum,
-        gradient=lambda x, dy: dy * tf.sign(x),
-    )
+    return _sum(x, tf.abs, lambda x, dy: dy * tf.sign(x))
 
 
 def half_square_sum(x):
@@ -233,44 +228,39 @@ def half_square_sum(x):
     if x.dtype.is_complex:
         return half_square_sum(tf.math.real(x)) + half_square_sum(tf.math.imag(x))
     if execution.route(x) == "XLA":
-        return 0.5 * total_in_xla(tf.square(x))
+        return 0.5 * sum_by_products(tf.square(x))
     if execution.in_vectorized_map():  # which has nothing to put in the place of an l2_loss but a loop
         return 0.5 * tf.reduce_sum(tf.square(x))
     return tf.nn.l2_loss(x)  # one pass, without writing the squares, and one for the gradient
 
 
 def elastic_net(x, l1, l2):
-    """l1 Σ|x| + l2 Σ|x|², a scalar of `result_dtype(x)`, for numbers l1 and l2 that are not both 0."""
+    """l1 Σ|x| + l2 Σ|x|², a scalar of `result_dtype(x)`, for numbers l1 and l2 that are not both 0; by one sum."""
     scale = max(abs(l1), abs(l2))  # applied to the sum: times small elements, small factors would vanish
-    return _total(
+    return scale * _sum(
         x,
-        in_xla=lambda x: scale * total_in_xla(l1 / scale * tf.abs(x) + l2 / scale * tf.square(tf.abs(x))),
-        plain=lambda x: l1 * _plain_absolute_sum(x) + l2 * (2.0 * half_square_sum(x)),
-        gradient=lambda x, dy: (dy * l1) * tf.sign(x) + (dy * (2.0 * l2)) * x,
+        lambda x: l1 / scale * tf.abs(x) + l2 / scale * tf.square(tf.abs(x)),
+        lambda x, dy: (dy * (l1 / scale)) * tf.sign(x) + (dy * (2.0 * l2 / scale)) * x,
     )
 
 
-def _plain_absolute_sum(x):
-    return tf.reduce_sum(tf.abs(x))
-
-
-def _total(x, in_xla, plain, gradient):
-    """A sum over x, the way that `execution.route` says; `plain` is the same by ops that are quick one by one."""
+def _sum(x, terms, gradient):
+    """The sum of `terms(x)`, differentiated by TensorFlow or by hand, as `execution.route` says."""
     route = execution.route(x)
-    if route == "XLA":
-        return in_xla(wide(x))
-    if route == "plain":
-        return plain(wide(x))
-    fused = route == "fused"
-    scope = tf.xla.experimental.jit_scope if fused else contextlib.nullcontext
+    if route in ("XLA", "plain"):
+        return (sum_by_products if route == "XLA" else tf.reduce_sum)(terms(wide(x)))
+    scope, reduce_sum = contextlib.nullcontext, tf.reduce_sum
+    if route == "fused":
+        scope = tf.xla.experimental.jit_scope
+        reduce_sum = sum_by_products if execution.XLA_ADDS_ONE_BY_ONE else tf.reduce_sum
 
     @tf.custom_gradient
-    def value(x):
-        def by_hand(dy):
+    def by_hand(x):
+        def backward(dy):
             with scope():
                 return tf.cast(gradient(wide(x), dy), x.dtype)
 
         with scope():
-            return (in_xla if fused else plain)(wide(execution.inside(x))), by_hand
+            return reduce_sum(terms(wide(execution.inside(x)))), backward
 
-    return value(execution.here(x))
+    return by_hand(execution.here(x))

@@ -26,7 +26,8 @@ from tfk_regularizers._penalties.base import Penalty
 from tfk_regularizers._penalties.elementwise import half_square_sum
 from tfk_regularizers._penalties.factors import checked_factor, scaled
 from tfk_regularizers._penalties.inputs import matrix
-from tfk_regularizers._penalties.reductions import size, squares_along, wide
+from tfk_regularizers._penalties.lengths import squared_lengths
+from tfk_regularizers._penalties.reductions import size, wide
 from tfk_regularizers._penalties.shards import parts, whole
 
 
@@ -221,7 +222,7 @@ class _Form(NamedTuple):
         return tf.linalg.set_diag(gram, tf.linalg.diag_part(gram) - 1.0)
 
     def squared_lengths(self, x):
-        return squares_along(x, 1 - self.over, execution.route(x) == "XLA")
+        return squared_lengths(x, 1 - self.over)
 
     def value(self, gram, *matrices):
         total = 2.0 * half_square_sum(gram)
