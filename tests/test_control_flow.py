@@ -10,6 +10,7 @@ from oracles import PENALTIES
 
 import tfk_regularizers as tfk
 from tfk_regularizers._penalties import execution
+from tfk_regularizers._penalties.reductions import size
 
 # Small, and so that each penalty takes the route that large tensors take.
 ROUTES = ("small", "large")
@@ -23,7 +24,7 @@ def forced(route):
         if route == "large":
             for name in ("SMALL_UP_TO", "BY_HAND_IN_EAGER_FROM", "FUSED_IN_GRAPH_FROM"):
                 patch.setattr(execution, name, 0)
-            patch.setattr(execution, "block_rows", lambda x, share: 2)
+            patch.setattr(execution, "block_count", lambda x, with_gradient: size(x, 0) // 4 * 2 + 1)
         yield
 
 

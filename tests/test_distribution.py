@@ -45,6 +45,7 @@ import tf_keras
 
 import tfk_regularizers as tfk
 from tfk_regularizers._penalties import execution, orthogonal
+from tfk_regularizers._penalties.reductions import size
 
 used = set()  # how penalties were computed
 
@@ -57,7 +58,7 @@ def noted(function, name=None):
     return call
 
 def force_tiles_and_compilation():
-    execution.SMALL_UP_TO, execution.block_rows = 0, lambda x, share: 3
+    execution.SMALL_UP_TO, execution.block_count = 0, lambda x, with_gradient: size(x, 0) // 6 * 2 + 1
     orthogonal._product = noted(orthogonal._product, "tiled")
     execution.FUSED_IN_GRAPH_FROM = 1
     execution.route = noted(execution.route)

@@ -23,10 +23,12 @@ from tensorflow.python.eager import context as tf_context
 import tfk_regularizers as tfk
 from tfk_regularizers._penalties import execution
 from tfk_regularizers._penalties.orthogonal import mean_absolute_cosine
+from tfk_regularizers._penalties.reductions import size
 
 ROWS = 13
 modes = pytest.mark.parametrize("mode", MODES)
 block_rows = pytest.mark.parametrize("rows", [1, 2, 3, 7, ROWS - 1, ROWS, ROWS + 1])
+block_rows_or_halves = pytest.mark.parametrize("rows", [1, 2, 3, 7, ROWS - 1, ROWS, ROWS + 1, "halves"])
 
 
 def normal(shape, dtype="float64", seed=0):
@@ -34,13 +36,18 @@ def normal(shape, dtype="float64", seed=0):
 
 
 def tiled(rows):
-    """The penalty by blocks of about so many rows, or of as many as it chooses."""
+    """The penalty by blocks of about so many rows, by two halves, or by what it chooses."""
+
+    def count(x, with_gradient):
+        if rows == "halves":
+            return 2 if with_gradient and x.shape[0] else 3
+        return size(x, 0) // rows // 2 * 2 + 1
 
     def penalty(x):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(execution, "SMALL_UP_TO", 0)
             if rows is not None:
-                patch.setattr(execution, "block_rows", lambda x, share: rows)
+                patch.setattr(execution, "block_count", count)
                 patch.setattr(execution, "block_multiple", lambda x: 1)
             return mean_absolute_cosine(x)
 
@@ -48,8 +55,8 @@ def tiled(rows):
 
 
 @modes
-@block_rows
-@pytest.mark.light(mode=["graph"], rows=[1, 7, ROWS])
+@block_rows_or_halves
+@pytest.mark.light(mode=["graph"], rows=[1, 7, ROWS, "halves"])
 def test_tiles_of_any_size_give_the_same(rows, mode):
     x, v = normal((ROWS, 5)), normal((ROWS, 5), seed=1)
     whole = mean_absolute_cosine
@@ -94,7 +101,7 @@ def second_derivative():
 
 
 @pytest.mark.parametrize("mode", [*MODES, "graph, unknown shape", "xla, unknown shape"])
-@pytest.mark.parametrize("rows", [None, 2], ids=["direct", "tiled"])
+@pytest.mark.parametrize("rows", [None, 2, "halves"], ids=["direct", "tiled", "halves"])
 @pytest.mark.parametrize("composition", SECOND_DERIVATIVES)
 @pytest.mark.light(rows=[2], mode=["eager"])
 @pytest.mark.light(rows=[2], mode=["graph"], composition=["reverse over reverse"])
@@ -203,7 +210,7 @@ def test_new_shapes_leave_nothing_behind():
     assert set(context.list_function_names()) == before
 
 
-@pytest.mark.parametrize("rows", [50, 1100])
+@pytest.mark.parametrize("rows", [50, 1100, 4200])
 @pytest.mark.heavy
 def test_a_saved_model_has_a_first_and_a_second_gradient(rows, run_python, tmp_path):
     regularizer = tfk.OrthogonalRegularizer(1.0)
@@ -246,7 +253,7 @@ def test_the_blocks_are_those_of_the_device(device):
     def trace(*matrices):
         with tf.device(device):
             for matrix in matrices:
-                seen.append(execution.block_rows(matrix, share=2) >= matrix.shape[0])
+                seen.append(execution.block_count(matrix, with_gradient=True) == 1)
                 seen.append(execution.block_multiple(matrix))
         return 0
 

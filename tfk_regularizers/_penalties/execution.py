@@ -34,17 +34,19 @@ class _Blocks(NamedTuple):
 
     whole: int  # up to so many rows there is one block,
     per_column: float  # and with a gradient up to so many for each column: a small Gram matrix takes less than blocks
+    halves: int  # up to so many rows there are two with a gradient, if their pairs take no more memory than x
     entries: int  # about so many entries of the Gram matrix are made at a time
     least: int  # rows of a block
     most: int
     multiple: int  # of which the rows of a block are one
 
 
-# Measured by .ci/orthogonality.py. On two CPU cores one block wins up to 1024 rows; above, larger blocks pass over the
-# rows less often, and smaller ones stay in the cache. To an accelerator a product is cheap, and a pass over memory is
-# not: one block as long as it takes no more memory than the built-in, and then few. (3 * 2**24 entries are 200 MB.)
-ON_CPU = _Blocks(whole=1024, per_column=0.5, entries=2**21, least=256, most=512, multiple=16)
-ON_ACCELERATOR = _Blocks(whole=8192, per_column=2.0, entries=3 * 2**24, least=1024, most=8192, multiple=128)
+# Measured by .ci/orthogonality.py. On two CPU cores one block wins up to 1024 rows, and two are as fast as a loop up to
+# 4096, with less memory; above, larger blocks pass over the rows less often, and smaller ones stay in the cache. To an
+# accelerator a product is cheap, and a pass over memory is not: one block as long as it takes no more memory than the
+# built-in, and then few. (3 * 2**24 entries are 200 MB.)
+ON_CPU = _Blocks(whole=1024, per_column=0.5, halves=4096, entries=2**21, least=256, most=512, multiple=16)
+ON_ACCELERATOR = _Blocks(whole=8192, per_column=2.0, halves=0, entries=3 * 2**24, least=1024, most=8192, multiple=128)
 
 
 def route(x):
@@ -139,16 +141,18 @@ def saving():
     return save_context is not None and save_context.in_save_context()
 
 
-def block_rows(x, share):
-    """How many rows of the matrix x a block is to have, at most: where 1 / `share` of all rows meet it at a time.
-
-    All of them meet it for the value alone, half of them with the gradient.
-    """
+def block_count(x, with_gradient):
+    """Into how many blocks of rows to cut the matrix x: 1, 2 or an odd number, a tensor where its size is unknown."""
     (n, columns), blocks = map(tf.compat.dimension_value, x.shape), _blocks(x)
     if n is None:
-        return blocks.most
-    whole = max(blocks.whole, blocks.per_column * (columns or 0) * (share > 1))
-    return n + 1 if n <= whole else min(max(share * blocks.entries // n, blocks.least), blocks.most, n // 2)
+        return size(x, 0) // blocks.most // 2 * 2 + 1
+    if n <= max(blocks.whole, blocks.per_column * (columns or 0) * with_gradient):
+        return 1
+    if with_gradient and n <= min(blocks.halves, 4 * (columns or 0)):
+        return 2
+    # Of the value alone all rows meet a block at a time, with the gradient half of them.
+    entries = blocks.entries * (2 if with_gradient else 1)
+    return n // min(max(entries // n, blocks.least), blocks.most, n // 2) // 2 * 2 + 1
 
 
 def block_multiple(x):
