@@ -20,6 +20,7 @@ import nox
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 NEWEST = ""  # whatever pip finds
+NEXT = "2.22.0rc0"  # a pre-release, with the tf-keras of the release before, whose metadata does not allow it yet
 
 # Each TensorFlow on a Python that it exists for, each Python with a TensorFlow. (Once seeded, tf-keras fails on Python
 # 3.12 up to its 2.18: it draws a random integer below a float.)
@@ -28,6 +29,7 @@ MATRIX = [
     nox.param("3.11", "2.18", {}, id="TensorFlow 2.18, Python 3.11"),
     nox.param("3.12", "2.20", {}, id="TensorFlow 2.20, Python 3.12"),
     nox.param("3.12", "2.21", {}, id="TensorFlow 2.21, Python 3.12"),
+    nox.param("3.11", NEXT, {}, id=f"TensorFlow {NEXT}, Python 3.11"),
     nox.param("3.13", NEWEST, {}, id="newest TensorFlow, Python 3.13"),
     nox.param("3.13", NEWEST, {"TF_USE_LEGACY_KERAS": "1"}, id="newest TensorFlow, Python 3.13, legacy Keras"),
 ]
@@ -62,11 +64,15 @@ def oldest(session):
 
 def run_tests(session, tensorflow, environment, selection):
     """Build the wheel, install it with its `test` extra, and run copies of the tests elsewhere."""
-    pins = [f"{name}=={tensorflow}.*" for name in ("tensorflow", "tf-keras")] if tensorflow else []
+    is_release = tensorflow != NEXT
+    pins = [f"{name}=={tensorflow}.*" for name in ("tensorflow", "tf-keras")] if tensorflow and is_release else []
     with tempfile.TemporaryDirectory() as folder:
         session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, str(ROOT))
         (wheel,) = pathlib.Path(folder).glob("*.whl")
         session.install(f"{wheel}[test]", *pins)
+        if not is_release:
+            session.run("pip", "uninstall", "--quiet", "--yes", "keras")  # it asks for keras-nightly, of the same folder
+            session.install(f"tensorflow=={tensorflow}")
         for name in ("tests", "examples", ".github"):  # the README leads there
             shutil.copytree(ROOT / name, f"{folder}/{name}", ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "README.md"):

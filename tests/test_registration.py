@@ -443,7 +443,7 @@ def test_snapshot_sees_what_the_import_changes(fresh):
 
 
 def test_failed_import_names_the_versions(fresh):
-    assert "supports tf-keras 2.16 to 2.21" in fresh["error of a failed import"]
+    assert "supports tf-keras 2.16 to 2.22" in fresh["error of a failed import"]
     assert "lacks keras_export" in fresh["error of a failed import"]
 
 

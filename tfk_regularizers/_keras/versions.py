@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-SUPPORTED = "tf-keras 2.16 to 2.21"
+SUPPORTED = "tf-keras 2.16 to 2.22"
 
 with contextlib.suppress(ImportError, AttributeError):
     tf.keras.regularizers  # noqa: B018  # loads whichever Keras it is
