@@ -13,7 +13,7 @@ from tfk_regularizers._penalties import execution
 from tfk_regularizers._penalties.reductions import size
 
 # Small, and so that each penalty takes the route that large tensors take.
-ROUTES = ("small", "large")
+ROUTES = ("small", "halves", "large")
 cases = [pytest.param(name, route, id=f"{name}-{route}") for name in PENALTIES for route in ROUTES]
 
 
@@ -21,6 +21,9 @@ cases = [pytest.param(name, route, id=f"{name}-{route}") for name in PENALTIES f
 def forced(route):
     """Let each penalty take the route of a size."""
     with pytest.MonkeyPatch.context() as patch:
+        if route == "halves":
+            patch.setattr(execution, "SMALL_UP_TO", 0)
+            patch.setattr(execution, "block_count", lambda x, with_gradient: 2 if with_gradient and x.shape[0] else 1)
         if route == "large":
             for name in ("SMALL_UP_TO", "BY_HAND_IN_EAGER_FROM", "FUSED_IN_GRAPH_FROM"):
                 patch.setattr(execution, name, 0)

@@ -174,6 +174,27 @@ def test_sums_keep_their_digits_under_xla(of, shape):
     assert_close(gradient, expected_gradient, 5e-6)
 
 
+@pytest.mark.parametrize("rows", [1024, 4096, 2**20])
+@of
+@modes
+@pytest.mark.light(rows=[4096])
+def test_lengths_of_equal_numbers_keep_their_digits(mode, of, rows):
+    x = np.full((rows, 2) if of == "columns" else (2, rows), 0.1, "float32")
+    value = run(mode, tfk.GroupLasso(1.0, of), tf.constant(x))
+    assert_close(value, group_lasso(x.astype("float64"), 1.0, of)[0], 1e-5)
+
+
+@of
+def test_a_function_that_was_traced_outside_of_xla_compiles_inside(of):
+    x = tf.constant(normal((5, 4)))
+    penalty = tf.function(tfk.GroupLasso(1.0, of), autograph=False)
+    penalty(x)
+    for actual, expected in zip(
+        run("xla", value_and_gradient(penalty), x), group_lasso(x.numpy(), 1.0, of), strict=True
+    ):
+        assert_close(actual, expected, 1e-12)
+
+
 def test_filters_of_a_convolution_are_its_columns():
     kernel = normal((3, 3, 2, 4)).astype("float32")
     value, gradient = value_and_gradient(tfk.GroupLasso(0.5))(tf.constant(kernel))

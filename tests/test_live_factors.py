@@ -17,6 +17,7 @@ from differentiation import MODES, assert_close, compiled, value_and_gradient
 from libraries import KERAS3, needs_keras3
 
 import tfk_regularizers as tfk
+from tfk_regularizers._penalties import execution
 
 
 class Case(NamedTuple):
@@ -78,9 +79,10 @@ def matrix(*shape, dtype="float32"):
 @pytest.mark.parametrize(
     ("mode", "shape"),
     [*((mode, (7, 5)) for mode in MODES), ("graph", (1100, 240))],
-    ids=[*MODES, "graph-large"],  # large enough for the compiled sums and for the tiles
+    ids=[*MODES, "graph-large"],  # large enough for fused sums and for blocks
 )
-def test_read_at_every_call(case, mode, shape):
+def test_read_at_every_call(case, mode, shape, monkeypatch):
+    monkeypatch.setattr(execution, "FUSED_IN_GRAPH_FROM", 2**18)
     variables = {name: strength() for name in case.live}
     traces = []
 

@@ -48,7 +48,7 @@ def normal(shape, dtype="float32", seed=0):
 
 @pytest.fixture
 def fused_from_half_a_million(monkeypatch):
-    """Let smaller tensors take the route that those of 2**23 elements take, where derivatives of these cost too much."""
+    """Let smaller tensors take the route of those of 2**23 elements, whose derivatives would take too long here."""
     monkeypatch.setattr(execution, "FUSED_IN_GRAPH_FROM", 2**19)
 
 
@@ -170,7 +170,7 @@ def test_gradient_equals_finite_differences(name):
 
 
 @modes
-@pytest.mark.parametrize("shape", [(7, 5), (1200, 500)], ids=str)
+@pytest.mark.parametrize("shape", [(7, 5), (1200, 500), (1300, 300)], ids=str)
 @in_keras
 @pytest.mark.light(shape=[(7, 5)], mode=["graph"])
 @pytest.mark.light(mode=["eager"])
@@ -182,7 +182,7 @@ def test_second_order_equals_the_built_in(builtin, name, shape, mode):
 
 
 @modes
-@pytest.mark.parametrize("shape", [(7, 5), (1200, 500)], ids=str)
+@pytest.mark.parametrize("shape", [(7, 5), (1200, 500), (1300, 300)], ids=str)
 @penalties
 @pytest.mark.light(shape=[(7, 5)], mode=["eager", "graph"])
 def test_forward_mode(name, shape, mode):

@@ -11,6 +11,7 @@ from libraries import IN_KERAS
 from oracles import PENALTIES
 
 import tfk_regularizers as tfk
+from tfk_regularizers._penalties import execution
 
 STEPS, BATCH = 5, 8
 # Half a unit in the last place of 1: the relative error of one rounding.
@@ -114,9 +115,12 @@ def test_mixed_precision_trains_as_float32(name, place, policy):
 @mixed
 @penalties
 @pytest.mark.heavy
-def test_mixed_precision_of_a_wide_layer(name, policy):
-    """Sums in compiled functions, pairs in tiles: 2**18 elements and 1024 columns are passed, by the kernel and by the
-    outputs. Of the outputs of a batch, only the columns are many."""
+def test_mixed_precision_of_a_wide_layer(name, policy, monkeypatch):
+    """Fused sums, and pairs in blocks: 2**18 elements and 1024 columns are passed, by the kernel and by the outputs.
+
+    Of the outputs of a batch, only the columns are many.
+    """
+    monkeypatch.setattr(execution, "FUSED_IN_GRAPH_FROM", 2**18)
     assert_trained_alike(name, ("kernel", "activity"), policy, units=1100, inputs=300)
 
 

@@ -151,8 +151,7 @@ class L1L2(Penalty, autograph=False):
     """Adds `l1 * sum(abs(x)) + l2 * sum(square(x))` to the loss (the elastic net).
 
     Formula: `l1 * Σ|x| + l2 * Σx²` over all elements of a tensor of any shape. Gradient: `l1 * sign(x) + 2 * l2 * x`,
-    with `sign(0) = 0`, in one pass over memory where both factors are numbers. A factor that is the number 0 leaves its
-    term out.
+    with `sign(0) = 0`. A factor that is the number 0 leaves its term out.
 
     The string `"l1_l2"` means `L1L2(l1=0.01, l2=0.01)`. The string `"L1L2"` means `L1L2()`, which does nothing.
 
@@ -235,7 +234,7 @@ def half_square_sum(x):
 
 
 def elastic_net(x, l1, l2):
-    """l1 Σ|x| + l2 Σ|x|², a scalar of `result_dtype(x)`, for numbers l1 and l2 that are not both 0; by one sum."""
+    """l1 Σ|x| + l2 Σ|x|², a scalar of `result_dtype(x)`, for numbers l1 and l2 that are not both 0, in a single sum."""
     scale = max(abs(l1), abs(l2))  # applied to the sum: times small elements, small factors would vanish
     return scale * _sum(
         x,
@@ -245,14 +244,13 @@ def elastic_net(x, l1, l2):
 
 
 def _sum(x, terms, gradient):
-    """The sum of `terms(x)`, differentiated by TensorFlow or by hand, as `execution.route` says."""
+    """The sum of `terms(x)`, with the gradient by hand or by TensorFlow, as `execution.route` says."""
     route = execution.route(x)
-    if route in ("XLA", "plain"):
-        return (sum_by_products if route == "XLA" else tf.reduce_sum)(terms(wide(x)))
-    scope, reduce_sum = contextlib.nullcontext, tf.reduce_sum
-    if route == "fused":
-        scope = tf.xla.experimental.jit_scope
-        reduce_sum = sum_by_products if execution.XLA_ADDS_ONE_BY_ONE else tf.reduce_sum
+    if route == "plain":
+        return tf.reduce_sum(terms(wide(x)))
+    scope = tf.xla.experimental.jit_scope if route == "fused" else contextlib.nullcontext
+    by_products = route == "XLA" or (route == "fused" and execution.XLA_ADDS_ONE_BY_ONE)
+    reduce_sum = sum_by_products if by_products else tf.reduce_sum
 
     @tf.custom_gradient
     def by_hand(x):

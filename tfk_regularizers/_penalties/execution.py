@@ -14,13 +14,14 @@ try:  # what is recorded has no public reader; where this one is absent, the fun
 except ImportError:
     forwardprop_util = record = control_flow_util = save_context = None
 
+TENSORFLOW = tuple(map(int, tf.__version__.split(".")[:2]))
 # On a CPU XLA of TensorFlow 2.19 to 2.21 adds up a tensor by one core, one element after the other. When 2.22 is the
-# oldest that is supported, this goes, and so do `sum_by_products` and the route "XLA".
-XLA_ADDS_ONE_BY_ONE = (2, 19) <= tuple(map(int, tf.__version__.split(".")[:2])) < (2, 22)
+# oldest that is supported, this goes, and so do the sums by products and the route "XLA".
+XLA_ADDS_ONE_BY_ONE = (2, 19) <= TENSORFLOW < (2, 22)
 
 # Measured on two CPU cores, by examples/benchmark.py. In eager tf.custom_gradient costs 60 µs, as much as a whole small
-# penalty. Operations that XLA fuses in a graph save 2 to 5 ms a step for 2**24 elements, and their compilation takes
-# 0.1 s of the first step and 15 MB: a model of many kernels below 2**23 would feel that more.
+# penalty. Operations that XLA fuses in a graph save 2 to 5 ms a step for 2**24 elements. Their compilation takes 0.1 s
+# of the first step and 15 MB, which a model of many smaller kernels would pay for each of them.
 BY_HAND_IN_EAGER_FROM = 2**18
 FUSED_IN_GRAPH_FROM = 2**23
 
@@ -34,7 +35,7 @@ class _Blocks(NamedTuple):
 
     whole: int  # up to so many rows there is one block,
     per_column: float  # and with a gradient up to so many for each column: a small Gram matrix takes less than blocks
-    halves: int  # up to so many rows there are two with a gradient, if their pairs take no more memory than x
+    halves: int  # up to so many rows there are two blocks with a gradient, if the tile of their pairs is no more than x
     entries: int  # about so many entries of the Gram matrix are made at a time
     least: int  # rows of a block
     most: int
@@ -56,13 +57,13 @@ def route(x):
     and fails in forward mode, under TensorFlow's debuggers and in a process that connects to a cluster afterwards.)
     """
     if under_xla():  # which fuses what TensorFlow differentiates
-        return "XLA" if XLA_ADDS_ONE_BY_ONE and _on_cpu(x) else "plain"
+        return "XLA" if XLA_ADDS_ONE_BY_ONE and on_cpu(x) else "plain"
     if not isinstance(x, tf.Tensor) or x.dtype.is_complex or _in_forward_mode(x) or _loses_custom_gradients():
         return "plain"  # a KerasTensor records each op as a layer; complex gradients are left to TensorFlow
     size = x.shape.num_elements() or 0
     if tf.executing_eagerly():
         return "by hand" if size >= BY_HAND_IN_EAGER_FROM and wants_gradient(x) else "plain"
-    can_fuse = _on_cpu(x) and not under_dtensor() and not saving()
+    can_fuse = on_cpu(x) and not under_dtensor() and not saving()
     return "fused" if can_fuse and size >= FUSED_IN_GRAPH_FROM else "by hand"
 
 
@@ -161,7 +162,7 @@ def block_multiple(x):
 
 
 def _blocks(x):
-    return ON_CPU if _on_cpu(x) else ON_ACCELERATOR
+    return ON_CPU if on_cpu(x) else ON_ACCELERATOR
 
 
 def under_dtensor():
@@ -178,9 +179,9 @@ def identity_beside(gram):
     return tf.cast(tf.equal(places[tf.newaxis], places[:, tf.newaxis]), gram.dtype)
 
 
-def _on_cpu(x):
+def on_cpu(x):
     """Whether what is done to x is done on a CPU: by the device that is set, or by those that there are."""
-    device = x.device if tf.executing_eagerly() else tf.no_op().device or x.device
+    device = getattr(x, "device", "") if tf.executing_eagerly() else tf.no_op().device or x.device
     if device:
         return tf.DeviceSpec.from_string(device).device_type in ("CPU", None)
     return _visible_kinds() == {"CPU"} and "TPU" not in type(tf.distribute.get_strategy()).__name__

@@ -21,8 +21,9 @@ class GroupLasso(Penalty, autograph=False):
 
     Formula: `factor * sqrt(d) * Σᵢ ‖xᵢ‖₂`, where the xᵢ are the columns (or rows) of the matrix x, and d is the number
     of elements in each: so groups of kernels of different shapes are pulled alike. Gradient:
-    `factor * sqrt(d) * xᵢ / ‖xᵢ‖₂`, 0 at a zero group, so a zero group stays where it is. A group
-    whose squares vanish in float32 (lengths below 1e-19) counts as zero, and one whose squares overflow as infinite.
+    `factor * sqrt(d) * xᵢ / ‖xᵢ‖₂`, 0 at a zero group, so a zero group stays where it is. A group whose
+    squares all vanish (elements below 1e-19 in float32) counts as zero. One whose squares overflow (elements above
+    1e19) makes the penalty infinite, and has gradient 0.
 
     A kernel of more than two axes is taken as the matrix (product of all axes but the last, last axis), as by
     `OrthogonalRegularizer`, whose table says what columns and rows are for each layer: `mode="columns"` stands for the
@@ -88,7 +89,7 @@ class GroupLasso(Penalty, autograph=False):
                 return tf.zeros([])
         matrices = [matrix("GroupLasso", part) for part in (parts(inputs) if axis == 0 else [inputs])]
         norms = [lengths(x, axis) for x in matrices]
-        if len(norms) > 1:  # those of the shards of each column are the elements of another
+        if len(norms) > 1:  # a column's length is that of the vector of the lengths of its shards
             norms = [lengths(tf.concat(norms, axis), axis)]
         total, d = tf.reduce_sum(norms[0]), sum(size(x, axis) for x in matrices)
         if isinstance(d, int):

@@ -6,6 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfk_regularizers._penalties.arguments import shown
+
 
 def elements(name, x):
     """x as a tensor to sum over, of any shape: of a ragged one its values."""
@@ -28,7 +30,11 @@ def tensor(name, x, dtypes="floating or complex"):
                 f"backend. Set KERAS_BACKEND=tensorflow before Keras is imported. Received: a "
                 f"{type(x).__module__}.{type(x).__qualname__}"
             )
-        x = tf.convert_to_tensor(x)
+        try:
+            x = tf.convert_to_tensor(x)
+        except (TypeError, ValueError) as error:  # whose text may be empty, in TensorFlow 2.22
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"Inputs to {name} must convert to a tensor. Received: {shown(given)}. {error}") from error
     if not (x.dtype.is_floating or (x.dtype.is_complex and "complex" in dtypes)):
         raise TypeError(
             f"Inputs to {name} must be of a {dtypes} dtype. Received: dtype {x.dtype.name}, shape {x.shape}"

@@ -1,20 +1,28 @@
 """The L2 lengths of the rows or columns of a matrix."""
 
+import math
+
 import tensorflow as tf
 
 from tfk_regularizers._penalties import execution
 from tfk_regularizers._penalties.reductions import in_parts, row_sums, wide
 
-_SUMMED_FASTER_IN_PARTS_FROM = 1024  # rows of a column, outside XLA: the parts stay in the cache
+# Longer slices are summed in parts. On a CPU those of a column stay in the cache, which is faster from 1024 rows on.
+_LONG = 4096
+_LONG_COLUMN_ON_CPU = 1024
+# From 2.22 on XLA sums in parts itself, and has a kernel of `reduce_euclidean_norm`. Before, it may come to compile a
+# function that was traced without it.
+_XLA_IS_NEW = execution.TENSORFLOW >= (2, 22)
 
 
 def lengths(x, axis, compiled=None):
-    """The lengths ‖xᵢ‖₂ of the slices of a matrix along an axis, which stays with size 1. Halves give float32.
+    """The L2 lengths of the slices of a matrix along an axis, which is kept with size 1. Half precision gives float32.
 
-    The gradient is xᵢ / ‖xᵢ‖₂, to any order, and 0 at a slice of zeros. It takes the lengths anew, which a graph
-    computes once, and as the value did: nothing tells a gradient of a gradient that XLA will compile it.
+    The gradient is the slice divided by its length, and 0 for a slice of zeros; it can be differentiated again. It
+    computes the lengths a second time, which a graph merges with the first. `compiled` is passed on to it, because the
+    gradient of a gradient cannot tell that XLA will compile it.
     """
-    if not execution.may_loop(x) or execution.saving():  # where a custom gradient, or that of it, is lost
+    if not execution.may_loop(x) or execution.saving():  # the custom gradient, or its own gradient, would be lost
         return _differentiable(wide(x), axis)
     compiled = execution.under_xla() if compiled is None else compiled
 
@@ -24,31 +32,46 @@ def lengths(x, axis, compiled=None):
             units = tf.math.divide_no_nan(upstream, lengths(x, axis, compiled))
             return tf.cast(wide(x) * units, x.dtype)
 
-        return (_by_squares if compiled else _by_kernel)(wide(x), axis), gradient
+        return _lengths(wide(execution.inside(x)), axis, compiled), gradient
 
     return differentiable(execution.here(x))
 
 
-def _by_squares(x, axis):
-    return tf.sqrt(squared_lengths(x, axis))
-
-
-def _by_kernel(x, axis):
-    """Outside XLA, whose older versions lack it, a kernel that squares and sums in one pass over memory."""
-    longer_than = {"longer_than": _SUMMED_FASTER_IN_PARTS_FROM} if axis == 0 else {}
-    return in_parts(lambda x, axis: tf.math.reduce_euclidean_norm(x, axis, keepdims=True), x, axis, **longer_than)
+def _lengths(x, axis, compiled):
+    if compiled or not (_XLA_IS_NEW or tf.executing_eagerly()):
+        return tf.sqrt(squared_lengths(x, axis, compiled))
+    # Squares and sums in one pass over memory.
+    return in_parts(lambda x, axis: tf.math.reduce_euclidean_norm(x, axis, keepdims=True), x, axis, _long(x, axis))
 
 
 def _differentiable(x, axis):
-    """The lengths, for TensorFlow to differentiate: 0 at 0, where the derivative of a root is infinite."""
+    """The lengths by operations that TensorFlow differentiates, with derivative 0 at a length of 0."""
     squares = squared_lengths(x, axis)
-    # Cut, because forward over forward mode stumbles over a comparison of what it differentiates.
+    # Without `stop_gradient` forward-over-forward mode fails at the comparison.
     zeros = tf.cast(tf.equal(tf.stop_gradient(squares), 0.0), squares.dtype)
     return (tf.sqrt(squares + zeros) - zeros) * (1.0 - zeros)
 
 
-def squared_lengths(x, axis):
-    """Sums of squares along an axis of a matrix, which stays with size 1."""
-    if axis == 1 and execution.route(x) == "XLA":
-        return in_parts(lambda x, _: row_sums(x)[..., tf.newaxis], tf.square(x), axis)
-    return in_parts(lambda x, axis: tf.reduce_sum(x, axis, keepdims=True), tf.square(x), axis)
+def squared_lengths(x, axis, compiled=None):
+    """Sums of squares along an axis of a matrix, which is kept with size 1."""
+    compiled = execution.under_xla() if compiled is None else compiled
+    by_products = compiled and execution.XLA_ADDS_ONE_BY_ONE and execution.on_cpu(x)
+    return in_parts(_sums_by_products if by_products else _sums, tf.square(x), axis, _long(x, axis, compiled))
+
+
+def _long(x, axis, compiled=False):
+    """Above how many elements a slice is summed in parts."""
+    if execution.under_dtensor() or (compiled and _XLA_IS_NEW):  # no parts: layouts do not follow them, XLA has its own
+        return math.inf
+    return _LONG_COLUMN_ON_CPU if axis == 0 and execution.on_cpu(x) else _LONG
+
+
+def _sums(x, axis):
+    return tf.reduce_sum(x, axis, keepdims=True)
+
+
+def _sums_by_products(x, axis):
+    """Sums of rows, or of the columns of several parts, by a product with ones."""
+    if axis == x.shape.rank - 1:
+        return row_sums(x)[..., tf.newaxis]
+    return tf.matmul(tf.ones([1, tf.shape(x)[1]], x.dtype), x) if x.shape.rank == 3 else _sums(x, axis)

@@ -6,8 +6,8 @@ With u the n x d matrix of normalized rows and G = u uᵀ its Gram matrix, the p
 almost everywhere, so this is a quadratic form: its gradient is 2 S u, its Hessian is v ↦ 2 S v, and nothing comes
 after that. Where the gradient is wanted, the value is the inner product of S u with u, and |G| is not needed.
 
-*Two halves.* The pairs between the halves of u make one tile of G, which serves both by symmetry: with the pairs within
-each half that is 1.75 F (counted as below), and no loop.
+*Two halves.* The pairs between the halves of u make one tile of G, which by symmetry serves both halves. With the pairs
+within each half that is 1.75 F (counted as below), and no loop.
 
 *Blocks of rows.* Cut u into an odd number k = 2 h + 1 of blocks of b rows (padded with zero rows, which add nothing).
 Pair each block with itself and with the h blocks after it, counted cyclically: so each pair of blocks meets once.
@@ -54,12 +54,13 @@ class OrthogonalRegularizer(Penalty, autograph=False):
     A parameter server strategy that partitions a variable calls its regularizer once a shard: the first pays for the
     whole, which a worker puts together for that, and the others give 0.
 
-    Above 1024 rows, or half of the columns if that is more, the pairs are computed in two halves of the rows, and above
-    4096 rows, or four times the columns, in blocks (on a GPU or a TPU in blocks above 8192 rows, or twice the columns).
-    Time for n rows of d elements: 0.5 n² d multiply-adds for the value and 1.5 n² d with the gradient, in one block 1
-    and 2, in two halves 1.75 with the gradient. Peak memory: about n t + 5 n d numbers, with t ≤ 512 rows in a block on
-    a CPU; it does not grow with n². (Under DTensor and in forward mode there is one Gram matrix, and it takes about
-    3 n².) Where a kernel is large, `SampledOrthogonalRegularizer` takes a fraction of the time.
+    Above 1024 rows, or half of the columns if that is more, the pairs are computed in blocks of rows: in two halves for
+    the gradient of up to 4096 rows and four times the columns, in more blocks otherwise. (On a GPU or a TPU there are
+    blocks above 8192 rows, or twice the columns, and no halves.) Time for n rows of d elements: 0.5 n² d multiply-adds
+    for the value and 1.5 n² d with the gradient; in one block 1 and 2, in two halves 1.75. Peak memory: about
+    n t + 5 n d numbers, with t ≤ 512 rows in a block on a CPU and t ≤ d in a half; it does not grow with n². (Under
+    DTensor and in forward mode there is one Gram matrix, and it takes about 3 n².) Where a kernel is large,
+    `SampledOrthogonalRegularizer` takes a fraction of the time.
 
     A kernel of more than two axes is taken as the matrix (product of all axes but the last, last axis). What is made
     orthogonal:
@@ -249,8 +250,8 @@ def _product(u, v, count):
 
 
 def _product_of_halves(u, v):
-    """(⟨u, S v⟩, S v), where the pairs between two halves of the rows serve both."""
-    half = u.shape[0] // 2
+    """(⟨u, S v⟩, S v), where the tile of the pairs between two halves of the rows serves both halves."""
+    half = size(u, 0) // 2
     (a, b), (v_a, v_b) = (u[:half], u[half:]), (v[:half], v[half:])
     between = tf.sign(tf.matmul(a, b, transpose_b=True))
     upper = tf.matmul(tf.sign(_gram(a)), v_a) + tf.matmul(between, v_b)

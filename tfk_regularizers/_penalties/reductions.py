@@ -2,10 +2,7 @@
 
 import tensorflow as tf
 
-# Some kernels add one number after the other. A slice longer than `_LONG` is summed in parts of `_PART`, which keeps a
-# float32 sum right to 1e-6.
-_LONG = 4096
-_PART = 64
+_PART = 64  # of so many numbers each are the parts of a sum
 
 
 def result_dtype(x):
@@ -34,7 +31,8 @@ def sum_by_products(x, levels=3, row=256):
     """Sum of all elements, by products with ones: what XLA of TensorFlow 2.19 to 2.21 needs on a CPU.
 
     A plain sum runs on one core there and adds one element after the other: 4 % off at 64 million. A product with ones
-    is fused with the operations that make x, uses every core and is summed in parts. An unknown size takes `levels`.
+    is fused with the operations that make x, uses every core and is summed in parts. Where the size is unknown there
+    are `levels` levels of them.
     """
     flat = tf.reshape(x, [-1])
     count = flat.shape[0]
@@ -47,10 +45,14 @@ def sum_by_products(x, levels=3, row=256):
     return total if count == whole else total + tf.reduce_sum(flat[whole:])
 
 
-def in_parts(reduce, x, axis, longer_than=_LONG):
-    """`reduce(x, axis)` of a matrix, its long slices reduced part by part first. Keeps the axis, with size 1."""
+def in_parts(reduce, x, axis, longer_than, levels=2):
+    """`reduce(x, axis)` of a matrix, which keeps the axis, with long slices reduced part by part first.
+
+    A kernel that adds one number after the other is off by 3e-5 after a million. Where the size is unknown there are
+    so many levels of parts.
+    """
     count = x.shape[axis]
-    if count is not None and count <= longer_than:
+    if levels == 0 or (count is not None and count <= longer_than):
         return reduce(x, axis)
     parts = size(x, axis) // _PART
     whole = parts * _PART
@@ -61,4 +63,4 @@ def in_parts(reduce, x, axis, longer_than=_LONG):
     reduced = tf.squeeze(reduce(tf.reshape(head, shape), axis + 1), axis + 1)
     if count is None or count % _PART:
         reduced = tf.concat([reduced, reduce(rest, axis)], axis)
-    return reduce(reduced, axis)
+    return in_parts(reduce, reduced, axis, longer_than, levels - 1)
