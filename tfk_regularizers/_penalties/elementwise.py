@@ -246,11 +246,11 @@ def elastic_net(x, l1, l2):
 def _sum(x, terms, gradient):
     """The sum of `terms(x)`, with the gradient by hand or by TensorFlow, as `execution.route` says."""
     route = execution.route(x)
-    if route == "plain":
-        return tf.reduce_sum(terms(wide(x)))
-    scope = tf.xla.experimental.jit_scope if route == "fused" else contextlib.nullcontext
     by_products = route == "XLA" or (route == "fused" and execution.XLA_ADDS_ONE_BY_ONE)
     reduce_sum = sum_by_products if by_products else tf.reduce_sum
+    if route == "plain" or x.dtype.is_complex:  # complex gradients are left to TensorFlow
+        return reduce_sum(terms(wide(x)))
+    scope = tf.xla.experimental.jit_scope if route == "fused" else contextlib.nullcontext
 
     @tf.custom_gradient
     def by_hand(x):

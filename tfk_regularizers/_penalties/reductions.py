@@ -35,7 +35,7 @@ def sum_by_products(x, levels=3, row=256):
     are `levels` levels of them.
     """
     flat = tf.reshape(x, [-1])
-    count = flat.shape[0]
+    count = tf.compat.dimension_value(flat.shape[0])
     if levels == 0 or (count is not None and count <= row):
         return tf.reduce_sum(flat)
     # A divisor of the size between 64 and 256, if there is one, leaves no rest.
@@ -51,7 +51,7 @@ def in_parts(reduce, x, axis, longer_than, levels=2):
     A kernel that adds one number after the other is off by 3e-5 after a million. Where the size is unknown there are
     so many levels of parts.
     """
-    count = x.shape[axis]
+    count = tf.compat.dimension_value(x.shape[axis])
     if levels == 0 or (count is not None and count <= longer_than):
         return reduce(x, axis)
     parts = size(x, axis) // _PART
