@@ -9,10 +9,9 @@ from tfk_regularizers._penalties.reductions import size
 
 try:  # what is recorded has no public reader; where this one is absent, the functions below say what is always right
     from tensorflow.python.eager import forwardprop_util, record  # type: ignore[attr-defined]
-    from tensorflow.python.ops import control_flow_util  # type: ignore[attr-defined]
     from tensorflow.python.saved_model import save_context  # type: ignore[attr-defined]
 except ImportError:
-    forwardprop_util = record = control_flow_util = save_context = None
+    forwardprop_util = record = save_context = None
 
 TENSORFLOW = tuple(map(int, tf.__version__.split(".")[:2]))
 # On a CPU XLA of TensorFlow 2.19 to 2.21 adds up a tensor by one core, one element after the other. When 2.22 is the
@@ -107,9 +106,7 @@ def is_of_this_graph(x):
 
 def under_xla():
     """Whether XLA compiles what is traced: under `jit_compile=True` and on a TPU, in whatever stands inside too."""
-    if control_flow_util is None:
-        return not tf.executing_eagerly()
-    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+    return tf.__internal__.get_enclosing_xla_context() is not None
 
 
 def _in_forward_mode(x):
