@@ -15,31 +15,30 @@ _LONG_COLUMN_ON_CPU = 1024
 _XLA_IS_NEW = execution.TENSORFLOW >= (2, 22)
 
 
-def lengths(x, axis, compiled=None):
+def lengths(x, axis):
     """The L2 lengths of the slices of a matrix along an axis, which is kept with size 1. Half precision gives float32.
 
-    The gradient is the slice divided by its length, and 0 for a slice of zeros; it can be differentiated again. It
-    computes the lengths a second time, which a graph merges with the first. `compiled` is passed on to it, because the
-    gradient of a gradient cannot tell that XLA will compile it.
+    The gradient is the slice divided by its length, and 0 for a slice of zeros. It reads the lengths as they are
+    returned, through which it can be differentiated again.
     """
     if not execution.may_loop(x) or execution.saving():  # the custom gradient, or its own gradient, would be lost
         return _differentiable(wide(x), axis)
-    compiled = execution.under_xla() if compiled is None else compiled
+    returned = []
 
     @tf.custom_gradient
     def differentiable(x):
         def gradient(upstream):
-            units = tf.math.divide_no_nan(upstream, lengths(x, axis, compiled))
-            return tf.cast(wide(x) * units, x.dtype)
+            return tf.cast(wide(x) * tf.math.divide_no_nan(upstream, returned[0]), x.dtype)
 
-        return _lengths(wide(execution.inside(x)), axis, compiled), gradient
+        return _lengths(wide(execution.inside(x)), axis), gradient
 
-    return differentiable(execution.here(x))
+    returned.append(differentiable(execution.here(x)))
+    return returned[0]
 
 
-def _lengths(x, axis, compiled):
-    if compiled or not (_XLA_IS_NEW or tf.executing_eagerly()):
-        return tf.sqrt(squared_lengths(x, axis, compiled))
+def _lengths(x, axis):
+    if execution.under_xla() or not (_XLA_IS_NEW or tf.executing_eagerly()):
+        return tf.sqrt(squared_lengths(x, axis))
     # Squares and sums in one pass over memory.
     return in_parts(lambda x, axis: tf.math.reduce_euclidean_norm(x, axis, keepdims=True), x, axis, _long(x, axis))
 
@@ -52,16 +51,14 @@ def _differentiable(x, axis):
     return (tf.sqrt(squares + zeros) - zeros) * (1.0 - zeros)
 
 
-def squared_lengths(x, axis, compiled=None):
+def squared_lengths(x, axis):
     """Sums of squares along an axis of a matrix, which is kept with size 1."""
-    compiled = execution.under_xla() if compiled is None else compiled
-    by_products = compiled and execution.XLA_ADDS_ONE_BY_ONE and execution.on_cpu(x)
-    return in_parts(_sums_by_products if by_products else _sums, tf.square(x), axis, _long(x, axis, compiled))
+    return in_parts(_sums_by_products if execution.route(x) == "XLA" else _sums, tf.square(x), axis, _long(x, axis))
 
 
-def _long(x, axis, compiled=False):
+def _long(x, axis):
     """Above how many elements a slice is summed in parts."""
-    if execution.under_dtensor() or (compiled and _XLA_IS_NEW):  # no parts: layouts do not follow them, XLA has its own
+    if execution.under_dtensor() or (_XLA_IS_NEW and execution.under_xla()):  # layouts do not follow, XLA has its own
         return math.inf
     return _LONG_COLUMN_ON_CPU if axis == 0 and execution.on_cpu(x) else _LONG
 
