@@ -1,33 +1,46 @@
-"""Measure this package against tf_keras's built-in regularizers: speed, memory, training steps, rounding errors.
+"""Measure this package against tf_keras's built-in regularizers: training steps, first steps, memory, single calls.
 
-Everything is measured side by side in one process, the built-in and this package's in turn, and medians are shown.
-Memory and first calls are measured in processes of their own. Five tables:
+Everything is measured side by side, the built-in and this package's in turn, and medians are shown. Six tables:
 
-* ``speed``: each penalty on several shapes, eagerly, in a ``tf.function`` (graph) and in one compiled by XLA, the value
-  alone and with its gradient. "% of the limit" compares with what this machine can do at all, measured at the start.
-  For orthogonality that is the rate of a large matrix product: F = n² d multiply-adds make the Gram matrix of n rows,
-  0.5 F are needed for the value, 1.5 F with the gradient. For the others it is the rate of a large copy: the value
-  reads the tensor once; the gradient reads it once more and writes one like it. What fits into a cache may beat that.
+* ``fit``: what a penalty adds to a training step of ``Model.fit``, plain and with ``jit_compile=True``: an MLP of four
+  2048-unit Dense layers, a ResNet50, two layers of a Transformer encoder of BERT's size, an embedding of a million
+  rows, and an MLP of 30 kernel shapes. Batches are timed by a callback; the models without a penalty, with the
+  built-in and with this package's take turns in one process. GroupLasso, which tf_keras lacks, stands beside its L1L2,
+  and the sampled orthogonality beside its exact one.
+* ``first``: seconds of the first step of the same models, its tracing and compilation included, and the peak memory of
+  the steps after it beside the model itself. Each of them in a process of its own, several of them in turn.
+* ``speed``: one call of each penalty on several shapes, eagerly, in a ``tf.function`` (graph) and in one compiled by
+  XLA, the value alone and with its gradient. "% of the limit" compares with what this machine can do at all, measured
+  at the start. For orthogonality that is the rate of a large matrix product: F = n² d multiply-adds make the Gram
+  matrix of n rows, 0.5 F are needed for the value, 1.5 F with the gradient. For the others it is the rate of a large
+  copy: the value reads the tensor once; the gradient reads it once more and writes one like it. What fits into a cache
+  may beat that.
 * ``memory``: peak memory that one value and gradient of the orthogonality penalty needs beside its input, and seconds
   of its first call under XLA, compilation included.
-* ``step``: what the penalties add to a training step of an MLP of four 2048-unit Dense layers, batch 128.
 * ``error``: relative errors of the values against float64.
 * ``hand``: the penalties that tf_keras lacks, beside the lines that people write for them, value and gradient and the
   value alone; and soft orthogonality of a million rows of 64 beside one matrix product, with its peak memory.
 
 In ``speed`` and ``hand`` the same function is measured twice besides, in the same rounds. What 19 of 20 such pairs
-differ by at most is the noise of the table. It stands below the title, and a ratio no farther from 1 has a ``~``.
+differ by at most is the noise of the table. It stands below the title, and a ratio no farther from 1 has a ``~``. In
+``fit`` the noise of a row is the half width of the 95 % interval of the difference between the two, and a ``~`` marks
+two that differ by less.
 
 Warm-up (tracing, compilation, first allocation) is never part of a time, but where the table says "first".
-TensorFlow chooses the device: a GPU if there is one. Run it on an otherwise idle machine; it takes about a quarter of
-an hour and 8 GB of memory, ``--quick`` about a minute and 2 GB. It needs ``pip install -e ".[examples]"``::
+TensorFlow chooses the device: a GPU if there is one. Run it on an otherwise idle machine; it takes two hours
+and 8 GB of memory, ``--quick`` two minutes and 2 GB. It needs ``pip install -e ".[examples]"``. The page
+``benchmark.md`` has the results of two versions of TensorFlow, each measured in an environment of its own::
 
-    python examples/benchmark.py --markdown examples/benchmark.md --plot examples/images/benchmark.png
-    python examples/benchmark.py --quick --tables speed step
-    python examples/benchmark.py --json results.json
+    python examples/benchmark.py --json 2.21.json
+    python examples/benchmark.py --json 2.22.json
+    python examples/benchmark.py --results 2.21.json 2.22.json --markdown examples/benchmark.md \\
+        --plot examples/images/benchmark.png
+    python examples/benchmark.py --quick --tables speed fit
+    python examples/benchmark.py --tables fit first --models mlp resnet50
 """
 
 import argparse
+import collections
 import contextlib
 import itertools
 import json
@@ -62,7 +75,8 @@ from tf_keras.regularizers import L1, L1L2, L2, OrthogonalRegularizer  # the bui
 # isort: split
 import tfk_regularizers
 
-warnings.filterwarnings("ignore", message="The .* of tf_keras itself is in use")  # on purpose
+for message in ("The .* of tf_keras itself is in use", "Built-in regularizers of tf_keras"):  # on purpose
+    warnings.filterwarnings("ignore", message=message)
 
 BUILTIN = {"L1": L1, "L2": L2, "L1L2": L1L2, "Orthogonal": OrthogonalRegularizer}
 OURS = {penalty: getattr(tfk_regularizers, cls.__name__) for penalty, cls in BUILTIN.items()}
@@ -162,7 +176,7 @@ def least_seconds(penalty: str, shape: tuple, gradient: bool, machine: dict) -> 
 # Each table: how many units of work there are, and a generator that yields the rows that each of them gives.
 
 
-def speed(machine: dict, quick: bool):
+def speed(machine: dict, quick: bool, _):
     """Time each penalty on each shape in each mode."""
     shapes = QUICK_SHAPES if quick else SHAPES
     cases = [
@@ -187,7 +201,7 @@ def speed(machine: dict, quick: bool):
     return len(cases), work()
 
 
-def memory(_: dict, quick: bool):
+def memory(_: dict, quick: bool, __):
     """Measure the orthogonality penalty's peak memory and its first call."""
     shapes = [(2048, 2048), (4096, 4096), (2048, 8192), (8192, 128)]
     cases = [("peak, MB", shape, mode, list(SIDES)) for shape in shapes for mode in MODES]
@@ -204,64 +218,186 @@ def memory(_: dict, quick: bool):
     return len(cases), work()
 
 
-def step(_: dict, quick: bool):
-    """Time the training steps of models that differ in nothing but their penalty, in turn."""
-    fits = ["plain"] if quick else ["plain", "jit_compile=True"]
-    cases = list(itertools.product(fits, ["L1L2"] if quick else BUILTIN))
-    logger = getattr(tfk_regularizers, "PenaltyLogger", None)
-    rounds = dict.fromkeys(BUILTIN, 3 if quick else 9) | {"Orthogonal": 4}  # takes long, and adds so much that 4 do
-
-    def work():
-        for fit, penalty in cases:
-            logs = logger and (fit, penalty) == ("plain", "L2")
-            models = {side: mlp(penalty, side, fit != "plain") for side in ("none", *SIDES, *["logged"] * bool(logs))}
-            times = {side: [] for side in models}
-            for count in range(rounds[penalty] + 1):  # one more for warming up
-                for side in turn(models, count):
-                    callbacks = [logger()] if side == "logged" else []
-                    times[side].append(step_milliseconds(models[side], callbacks))
-                yield []
-            yield [
-                {"fit": fit, **row} for row in step_rows(penalty, {side: np.array(t[1:]) for side, t in times.items()})
-            ]
-        if not quick:
-            first = {side: in_own_process("first step, ms", side) for side in SIDES}
-            ratio = {"ratio": quotient(first["ours"], first["builtin"])}
-            yield [{"fit": "first step, 30 kernel shapes", "penalty": "L1L2"} | first | ratio]
-
-    return sum(rounds[penalty] + 2 for _, penalty in cases) + (not quick), work()
+Case = collections.namedtuple("Case", "title build penalties rounds processes")
 
 
-def step_rows(penalty: str, times: dict):
-    """Yield what a penalty costs, from the milliseconds of each model in each round."""
-    medians = {side: float(np.median(times[side])) for side in times}
-    adds = {f"{side}_adds": float(np.median(times[side] - times["none"])) for side in SIDES}
-    yield {"penalty": penalty} | medians | adds | {"ratio": quotient(adds["ours_adds"], adds["builtin_adds"])}
-    if "logged" in times:
-        ratio = float(np.median(times["logged"] / times["ours"]))
-        yield {"penalty": "L2, with PenaltyLogger", "ours": medians["logged"], "step_ratio": ratio}
-
-
-def mlp(penalty: str, side: str, jit_compile: bool = False, widths=(2048,) * 5) -> tf_keras.Model:
-    """Return a compiled MLP with every kernel under the penalty; the first width is that of its input."""
-    tf_keras.utils.set_random_seed(0)
-    regularizer = None if side == "none" else make("ours" if side == "logged" else side, penalty, 1e-4)
+def mlp(penalty: str, side: str, widths=(2048,) * 5, batch: int = 128):
+    """Return an MLP with every kernel under the penalty, and a batch; the first width is that of its input."""
+    regularizer = made(side, penalty)
     model = tf_keras.Sequential([tf_keras.layers.Dense(n, "relu", kernel_regularizer=regularizer) for n in widths[1:]])
     model.build((None, widths[0]))
-    model.compile(tf_keras.optimizers.SGD(1e-3), "mse", jit_compile=jit_compile or None)
-    return model
+    return model, normal((batch, widths[0])), normal((batch, widths[-1]))
 
 
-def step_milliseconds(model: tf_keras.Model, callbacks: list) -> float:
-    """Return the median time from one step of a short fit to the next; the first, which may trace, is left out."""
-    ends = []
-    clock = tf_keras.callbacks.LambdaCallback(on_batch_end=lambda batch, logs: ends.append(time.perf_counter()))
-    x = normal((128 * 6, 2048))
-    model.fit(x, x, batch_size=128, shuffle=False, verbose=0, callbacks=[*callbacks, clock])
-    return 1e3 * statistics.median(after - before for before, after in itertools.pairwise(ends))
+def thirty_shapes(penalty: str, side: str):
+    """Return an MLP of 30 kernels of half a million elements and more, none of the shape of another."""
+    return mlp(penalty, side, range(728, 728 + 31 * 8, 8), 32)
 
 
-def error(_: dict, quick: bool):
+def resnet50(penalty: str, side: str):
+    """Return a ResNet50 with a penalty on the kernels of all convolutions and of the head, and 16 images."""
+    model = tf_keras.applications.ResNet50(weights=None, input_shape=(64, 64, 3), classes=10)
+    if side != "none":
+        tfk_regularizers.set_regularizers(model, kernel_regularizer=made(side, penalty))
+    return model, normal((16, 64, 64, 3)), tf.one_hot(tf.range(16) % 10, 10)
+
+
+def encoder(penalty: str, side: str, width: int = 768):
+    """Return two layers of a Transformer encoder of BERT's size, and 4 sequences of 128 vectors.
+
+    Attention has kernels of three axes, for which the built-in orthogonality fails: that is put on the others alone.
+    """
+    layers, regularizer = tf_keras.layers, made(side, penalty)
+    of_attention = None if "Orthogonal" in penalty else regularizer
+    x = inputs = tf_keras.Input((128, width))
+    for _ in range(2):
+        attended = layers.MultiHeadAttention(width // 64, 64, kernel_regularizer=of_attention)(x, x)
+        x = layers.LayerNormalization()(x + attended)
+        hidden = layers.Dense(4 * width, "gelu", kernel_regularizer=regularizer)(x)
+        x = layers.LayerNormalization()(x + layers.Dense(width, kernel_regularizer=regularizer)(hidden))
+    return tf_keras.Model(inputs, x), normal((4, 128, width)), normal((4, 128, width))
+
+
+def embedding(penalty: str, side: str):
+    """Return an embedding of a million rows of 64 under the penalty, and 32 texts of 16 tokens."""
+    table = tf_keras.layers.Embedding(1_000_000, 64, embeddings_regularizer=made(side, penalty))
+    layers = [table, tf_keras.layers.GlobalAveragePooling1D(), tf_keras.layers.Dense(1)]
+    model = tf_keras.Sequential(layers)
+    tokens = tf.random.stateless_uniform((32, 16), [1, 2], maxval=1_000_000, dtype=tf.int32)
+    model(tokens)
+    return model, tokens, normal((32, 1))
+
+
+SUMS = ["L1", "L2", "L1L2"]
+MODELS = {
+    "mlp": Case("MLP 4 × 2048", mlp, [*SUMS, "GroupLasso", "Orthogonal", "Sampled"], 15, 1),
+    "resnet50": Case("ResNet50", resnet50, SUMS, 5, 3),
+    "encoder": Case("encoder, 2 layers", encoder, [*SUMS, "Orthogonal"], 15, 3),
+    "embedding": Case("embedding 1000000 × 64", embedding, SUMS, 15, 1),
+    "shapes": Case("MLP, 30 shapes", thirty_shapes, [*SUMS, "GroupLasso", "Orthogonal"], 15, 3),
+}
+STUDENT = {3: 4.303, 5: 2.776, 15: 2.145}  # quantiles of Student's distribution for so many rounds
+FITS = {"plain": None, "jit_compile": True}
+INSTEAD = {"GroupLasso": "L1L2", "Sampled": "Orthogonal"}  # what stands in the built-in's place, where it has no such
+
+
+def made(side: str, penalty: str):
+    """Return the regularizer of a model: none, the built-in's or ours."""
+    if side == "none":
+        return None
+    if side == "builtin":
+        return make(side, INSTEAD.get(penalty, penalty), 1e-5)
+    if penalty == "Sampled":
+        return tfk_regularizers.SampledOrthogonalRegularizer(1e-5, sample_size=256)
+    return tfk_regularizers.GroupLasso(1e-5) if penalty == "GroupLasso" else make(side, penalty, 1e-5)
+
+
+def named(penalty: str) -> str:
+    """Return a penalty's name, with that of the built-in it stands beside where tf_keras lacks it."""
+    return f"{penalty} (built-in: {INSTEAD[penalty]})" if penalty in INSTEAD else penalty
+
+
+def training(model: str, fit: str, penalty: str, side: str):
+    """Return a function that trains for some batches and returns the time at the start and at the end of each."""
+    tf_keras.utils.set_random_seed(0)
+    trained, x, y = MODELS[model].build(penalty, side)
+    trained.compile(tf_keras.optimizers.SGD(1e-4), "mse", jit_compile=FITS[fit])
+    options = tf.data.Options()
+    options.autotune.enabled = False  # or the end of a fit waits for the thread that tunes, up to seconds
+    data = tf.data.Dataset.from_tensors((x, y)).repeat().with_options(options)
+
+    def train(batches: int) -> list[float]:
+        times = [time.perf_counter()]
+        clock = tf_keras.callbacks.LambdaCallback(on_batch_end=lambda batch, logs: times.append(time.perf_counter()))
+        trained.fit(data, steps_per_epoch=batches, verbose=0, callbacks=[clock])
+        return times
+
+    return train
+
+
+def step_milliseconds(train) -> float:
+    """Return the median time of a few steps; the first, which may trace, is left out."""
+    return 1e3 * statistics.median(after - before for before, after in itertools.pairwise(train(5)[1:]))
+
+
+def fit(_: dict, quick: bool, models):
+    """Time the training steps of models that differ in nothing but their penalty, in turn."""
+    cases = [(model, how) for model in models[: 1 if quick else None] for how in (["plain"] if quick else FITS)]
+    rounds = {model: 3 if quick else MODELS[model].rounds for model in models}
+
+    def work():
+        for model, how in cases:
+            penalties = SUMS if quick else MODELS[model].penalties
+            keys = [("none", ""), *((side, penalty) for penalty in penalties for side in SIDES)]
+            fits, same = {}, {}  # GroupLasso and L1L2 have one built-in
+            for side, penalty in keys:
+                key = side, INSTEAD.get(penalty, penalty) if side == "builtin" else penalty
+                if key not in fits:
+                    fits[key] = training(model, how, penalty, side)
+                    fits[key](3)  # traces, compiles and allocates
+                same[side, penalty] = key
+            times = {key: [] for key in fits}
+            for count in range(rounds[model]):
+                for key in turn(fits, count):
+                    if "Orthogonal" not in key[1] or count < 3:  # takes long, and adds so much that 3 do
+                        times[key].append(step_milliseconds(fits[key]))
+                yield []
+            yield [
+                fit_row(model, how, penalty, {s: times[same[s, penalty]] for s in SIDES}, times["none", ""])
+                for penalty in penalties
+            ]
+
+    return sum(rounds[model] + 1 for model, _ in cases), work()
+
+
+def fit_row(model: str, how: str, penalty: str, times: dict, none: list) -> dict:
+    """Return what a penalty adds, from the milliseconds of a step in each round."""
+    count = min(map(len, times.values()))
+    builtin, ours, without = (np.array(t[:count]) for t in (times["builtin"], times["ours"], none))
+    adds = [float(np.median(t - without)) for t in (builtin, ours)]
+    # Of a mean of so few differences that 19 of 20 lie within; a median is wider by 1.25.
+    noise = STUDENT[count] * 1.2533 * float(np.std(ours - builtin, ddof=1)) / math.sqrt(count)
+    return {
+        "model": MODELS[model].title,
+        "fit": how,
+        "penalty": named(penalty),
+        "none": float(np.median(none)),
+        "builtin_adds": adds[0],
+        "ours_adds": adds[1],
+        "ratio": quotient(adds[1], adds[0]) if adds[0] > noise else None,
+        "noise": noise,
+        "differs": abs(float(np.median(ours - builtin))) > noise,
+    }
+
+
+def first(_: dict, quick: bool, models):
+    """Measure first steps, and the peak memory of those after, in turn and each in a process of its own."""
+    cases = [
+        (model, how, penalty)
+        for model in models[: 1 if quick else None]
+        for how in (["plain"] if quick else FITS)
+        for penalty in (["L1L2"] if quick else MODELS[model].penalties)
+        if how == "plain" or penalty in ("L1L2", "Orthogonal")  # the others compile as long
+    ]
+
+    def work():
+        for model, how, penalty in cases:
+            found = {side: [] for side in SIDES}
+            for count in range(MODELS[model].processes if how == "plain" else 1):
+                for side in turn(SIDES, count):
+                    found[side].append(in_own_process("first step", side, model, how, penalty))
+            row = {"model": MODELS[model].title, "fit": how, "penalty": named(penalty)}
+            for index, what in enumerate(("first", "peak")):
+                done = {side: [each[index] for each in found[side] if each is not None] for side in SIDES}
+                middle = {side: statistics.median(done[side]) if done[side] else None for side in SIDES}
+                row |= {f"{what}_{side}": value for side, value in middle.items()}
+                row[f"{what}_ratio"] = quotient(middle["ours"], middle["builtin"])
+            yield [row]
+
+    return len(cases), work()
+
+
+def error(_: dict, quick: bool, __):
     """Compare values to those that NumPy computes in float64; all factors are 1."""
     wide, tall = ((2000, 2000), (4096, 32)) if quick else ((8000, 8000), (16384, 32))
     cases = [(penalty, "float32", tall if penalty == "Orthogonal" else wide) for penalty in BUILTIN]
@@ -302,7 +438,7 @@ HAND = {"GroupLasso": tfk_regularizers.GroupLasso, "SoftOrthogonal": tfk_regular
 MILLION = (1_000_000, 64)
 
 
-def hand(_: dict, quick: bool):
+def hand(_: dict, quick: bool, __):
     """Time the penalties that tf_keras lacks beside the lines that people write, and beside one matrix product."""
     groups = [("GroupLasso", of, (1000, 1000) if quick else (4000, 4000)) for of in ("columns", "rows")]
     squares = [("SoftOrthogonal", "rows", shape) for shape in ([(512, 512)] if quick else [(512, 4608), (4096, 512)])]
@@ -349,32 +485,42 @@ def exact(penalty: str, x: np.ndarray) -> float:
     return {"L1": totals[0], "L2": totals[1], "L1L2": sum(totals)}[penalty]
 
 
-def in_own_process(*measurement) -> float | None:
-    """Let a fresh Python process measure something; None if it failed, for want of memory for instance."""
+def in_own_process(*measurement):
+    """Let a fresh Python process measure a number or two; None if it failed, for want of memory for instance."""
     command = [sys.executable, __file__, "--child", *map(str, measurement)]
     process = subprocess.run(command, check=False, capture_output=True, text=True)
     if process.returncode == 0:
-        return float(process.stdout.split()[-1])
+        return json.loads(process.stdout.splitlines()[-1])
     last = (process.stderr.strip().splitlines() or ["no message"])[-1]
     print(f"{measurement} failed with exit status {process.returncode}: {last}", file=sys.stderr)
     return None
 
 
-def child(what: str, side: str, mode: str = "", *shape: str) -> float:
+def child(what: str, side: str, *rest: str):
     """Measure what `in_own_process` asks for. Something small goes first: what is loaded once is nobody's cost."""
-    if what == "first step, ms":
-        for widths in (8, 8), range(728, 728 + 31 * 8, 8):  # 30 kernels of more than 2**19 elements, none like another
-            model, x, y = mlp("L1L2", side, widths=widths), normal((32, widths[0])), normal((32, widths[-1]))
-            start = time.perf_counter()
-            model.train_on_batch(x, y)
-        return 1e3 * (time.perf_counter() - start)
+    if what == "first step":
+        return first_step(side, *rest)
+    mode, *shape = rest
     regularizer = soft_orthogonal() if side == "soft" else make(side, "Orthogonal", 0.01)
     function = as_function(regularizer, mode, gradient=True)
     seconds(function, normal((64, 64)))
     x = normal([int(size) for size in shape])
     before = peak_bytes(reset=True)
-    first = seconds(function, x)
-    return first if what == "first call, s" else (peak_bytes() - before) / 1e6
+    seconds_of_first = seconds(function, x)
+    return seconds_of_first if what == "first call, s" else (peak_bytes() - before) / 1e6
+
+
+def first_step(side: str, model: str, how: str, penalty: str) -> list[float]:
+    """Return the seconds of the first step, and the peak memory in MB of the next ones beside what was there before."""
+    small, x, y = mlp("L2", "none", (8, 8), 8)
+    small.compile(tf_keras.optimizers.SGD(), "mse", jit_compile=FITS[how])
+    small.fit(x, y, verbose=0)
+    train = training(model, how, penalty, side)
+    before = peak_bytes(reset=True)
+    start, end = train(1)
+    peak_bytes(reset=True)  # without what the compiler has given back
+    train(3)
+    return [end - start, (peak_bytes() - before) / 1e6]
 
 
 def peak_bytes(reset: bool = False) -> int:
@@ -400,39 +546,46 @@ def quotient(a: float | None, b: float | None) -> float | None:
 
 # Each table: its function, its title; the keys of its columns, and what stands above them if not the key itself.
 TABLES = {
-    "speed": (speed, "Speed, ms: warm calls, medians of interleaved rounds"),
+    "fit": (fit, "What a penalty adds to a training step of `fit`, ms"),
+    "first": (first, "First step, s, and peak memory of a step beside the model, MB"),
+    "speed": (speed, "One call, ms: warm calls, medians of interleaved rounds"),
     "memory": (memory, "Orthogonal, value and gradient: peak memory beside the input, first call with compilation"),
-    "step": (step, "Training step, ms: MLP of four 2048-unit Dense layers, batch 128, SGD"),
     "error": (error, "Relative error of the value against float64"),
     "hand": (hand, "What tf_keras lacks, ms: beside the lines that people write; peak beside input, in MB"),
 }
 # What the columns mean, for the Markdown file.
 MEANINGS = {
+    "fit": "Milliseconds of a step without a penalty, and what the built-in's and ours add to it: medians over rounds "
+    "of the differences. Noise is the half width of the 95 % interval of the difference between the two. ~ marks two "
+    "that differ by less, and there is no quotient where the built-in adds less.",
+    "first": "Seconds of the first step, tracing and compilation included, and the peak memory of the steps after it "
+    "beside what the process held before training. Medians of processes in turn: three for the ResNet50, the encoder "
+    "and the 30 shapes without `jit_compile`, otherwise one.",
     "speed": "Times faster than the built-in, and in brackets the percentage of what this machine can do at the rates "
     "above: for orthogonality of n rows of d elements 0.5 n² d multiply-adds for the value and 1.5 n² d with the "
     "gradient, for the others one pass over memory for the value and three with the gradient. What fits into a cache "
     "may beat that. Warm calls, medians of interleaved rounds.",
     "memory": "Of one value and gradient, each in a process of its own. Where a cell of the built-in is empty it was "
     "not measured, or memory did not suffice.",
-    "step": "Milliseconds of a step without a penalty, with the built-in's and with ours; what the two add, as the "
-    "median of the rounds' differences, and the quotient of what they add. With PenaltyLogger: the quotient of the "
-    "steps with and without it. The last row is the first step of a model with 30 kernels of different shapes, "
-    "compilation included.",
     "error": "Of values, in float32 and float16; inf is that the sum overflows.",
     "hand": "Milliseconds of the lines that people write and of this package's class, and the quotient. The last rows "
     "compare value and gradient of a million rows of 64 with one product `tf.matmul(x, x, transpose_a=True)`, and give "
     "the peak memory beside x.",
 }
+FIRST = [f"{what}_{which}" for what in ("first", "peak") for which in (*SIDES, "ratio")]
 KEYS = {
+    "fit": ["model", "fit", "penalty", "none", "builtin_adds", "ours_adds", "ratio", "noise"],
+    "first": ["model", "fit", "penalty", *FIRST],
     "speed": ["penalty", "shape", "what", "mode", "builtin", "ours", "faster", "percent_of_limit"],
     "memory": ["what", "shape", "mode", "builtin", "ours", "ratio"],
-    "step": ["fit", "penalty", "none", "builtin", "ours", "builtin_adds", "ours_adds", "ratio", "step_ratio"],
     "error": ["penalty", "dtype", "shape", "mode", "builtin", "ours"],
     "hand": ["penalty", "shape", "what", "mode", "by_hand", "ours", "faster", "peak"],
 }
 HEADINGS = {"what": "", "faster": "times faster", "percent_of_limit": "% of the limit", "builtin": "built-in"}
 HEADINGS |= {"builtin_adds": "built-in adds", "ours_adds": "ours adds", "ratio": "ours / built-in"}
-HEADINGS |= {"by_hand": "by hand", "peak": "peak, MB", "none": "no penalty", "step_ratio": "with / without"}
+HEADINGS |= {"by_hand": "by hand", "peak": "peak, MB", "none": "no penalty"}
+HEADINGS |= {"first_builtin": "first step: built-in", "first_ours": "ours", "first_ratio": "ours / built-in"}
+HEADINGS |= {"peak_builtin": "peak: built-in", "peak_ours": "ours", "peak_ratio": "ours / built-in"}
 
 
 def cell(value) -> str:
@@ -458,6 +611,8 @@ def noise_line(rows: list[dict]) -> str:
 
 def marked(rows: list[dict]) -> list[dict]:
     """Return the rows with a mark at each quotient that is noise."""
+    if "noise" in rows[0]:
+        return [row | {"ratio": "~" * (not row["differs"]) + cell(row["ratio"])} for row in rows]
     factor = noise(rows)
     if factor is None:
         return rows
@@ -495,47 +650,53 @@ def show(results: dict) -> None:
         title += f"\n{noise_line(results[name])}".rstrip()
         table = Table(title=title, title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
         for heading in headings:
-            is_text = heading in ("", "penalty", "shape", "mode", "dtype", "fit")
+            is_text = heading in ("", "penalty", "shape", "mode", "dtype", "fit", "model")
             table.add_column(heading, justify="left" if is_text else "right", no_wrap=True)
         for row in rows:
             table.add_row(*row)
         console.print("", table)
 
 
-def as_markdown(results: dict, picture: str | None) -> str:
-    """Return a whole page: what made it and where, the picture if there is one, and each table with its meaning."""
+def as_markdown(several: list[dict], picture: str | None) -> str:
+    """Return a whole page: the picture if there is one, then for each run what made it and where, and its tables."""
     lines = ["# Benchmark: tfk_regularizers beside tf_keras's built-in regularizers", ""]
-    lines += [f"Made by `{results['machine']['command']}`.", "", f"{headline(results['machine'])}."]
     if picture:
-        lines += ["", f"![Times faster than the built-in, and what a penalty adds to a training step]({picture})"]
-    for name in list(results)[1:]:
-        title, table = side_by_side(results[name]) if name == "speed" else laid_out(name, results[name])
-        table.insert(1, ["---"] * len(table[0]))
-        meaning = f"{MEANINGS[name]} {noise_line(results[name])}".rstrip()
-        lines += ["", f"## {title}", "", meaning, "", *(f"| {' | '.join(row)} |" for row in table)]
+        lines += [f"![What a penalty adds to a training step, and one call beside the built-in's]({picture})", ""]
+    tables = dict.fromkeys(name for results in several for name in results if name != "machine")
+    lines += [f"* {headline(results['machine'])}; by `{results['machine']['command']}`." for results in several]
+    for name in tables:
+        lines += ["", f"## {TABLES[name][1]}", "", MEANINGS[name]]
+        for results in several:
+            if name in results:
+                _, table = side_by_side(results[name]) if name == "speed" else laid_out(name, results[name])
+                table.insert(1, ["---"] * len(table[0]))
+                version = f"**TensorFlow {results['machine']['TensorFlow']}**. {noise_line(results[name])}".rstrip()
+                lines += ["", version, "", *(f"| {' | '.join(row)} |" for row in table)]
     return "\n".join(lines) + "\n"
 
 
 def draw(results: dict, file: Path) -> None:
-    """Write the picture: above, how many times faster each penalty is; below, what each adds to a training step."""
+    """Write the picture: above, what each penalty adds to a training step; below, how many times faster one call is."""
     plt.switch_backend("Agg")  # writes files, needs no display
     plt.rcParams.update({"font.size": 13, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True})
-    parts = [name for name in ("speed", "step") if name in results]
+    parts = [name for name in ("fit", "speed") if name in results]
     if not parts:
-        sys.exit("Nothing to draw: the picture shows the tables speed and step.")
-    heights = [1.6 + {"speed": 0.065, "step": 0.3}[name] * len(results[name]) for name in parts]
+        sys.exit("Nothing to draw: the picture shows the tables fit and speed.")
+    heights = [1.6 + {"speed": 0.065, "fit": 0.3}[name] * len(results[name]) for name in parts]
     figure = plt.figure(figsize=(11, sum(heights)), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.1)
     places = figure.subfigures(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]
     for name, place in zip(parts, places, strict=True):
-        {"speed": draw_speed, "step": draw_step}[name](results[name], place)
+        {"speed": draw_speed, "fit": draw_fit}[name](results[name], place, results["machine"]["TensorFlow"])
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
 
 
-def draw_speed(rows: list[dict], figure) -> None:
+def draw_speed(rows: list[dict], figure, version: str) -> None:
     """Draw a line from the built-in's speed to ours for each row, the value alone and with its gradient apart."""
-    figure.suptitle("One call: times faster than tf_keras's built-in", fontsize=17, fontweight="bold")
+    figure.suptitle(
+        f"One call: times faster than tf_keras's built-in, TensorFlow {version}", fontsize=17, fontweight="bold"
+    )
     panels = figure.subplots(1, 2, sharey=True, sharex=True)
     places = list(dict.fromkeys((row["penalty"], row["shape"]) for row in rows))
     heights = {place: index + 0.5 * list(BUILTIN).index(place[0]) for index, place in enumerate(places)}
@@ -555,25 +716,22 @@ def draw_speed(rows: list[dict], figure) -> None:
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
 
 
-def draw_step(rows: list[dict], figure) -> None:
+def draw_fit(rows: list[dict], figure, version: str) -> None:
     """Draw what each penalty adds to a step, the built-in's and ours."""
-    rows = [row for row in rows if "builtin_adds" in row]
     y = range(len(rows))
-    builtin, ours = ([max(row[key], 1) for row in rows] for key in ("builtin_adds", "ours_adds"))  # 0 has no place
-    without = statistics.median(row["none"] for row in rows)
-    figure.suptitle("What a penalty adds to a training step of a 4 × 2048 MLP", fontsize=17, fontweight="bold")
+    builtin, ours = ([max(row[key], 0.5) for row in rows] for key in ("builtin_adds", "ours_adds"))  # 0 has no place
+    figure.suptitle(f"What a penalty adds to a training step, TensorFlow {version}", fontsize=17, fontweight="bold")
     axes = figure.subplots()
     axes.hlines(y, ours, builtin, color="#dedede", linewidth=6)
     axes.scatter(builtin, y, color=SIDE_COLORS["builtin"], marker="D", s=70, label="tf_keras's built-in", zorder=3)
     axes.scatter(ours, y, color=SIDE_COLORS["ours"], s=90, label="tfk_regularizers", zorder=3)
     for row, height, right in zip(rows, y, map(max, builtin, ours), strict=True):
-        text = f"{cell(row['builtin_adds'])} → {cell(row['ours_adds'])} ms"
-        axes.annotate(text, (right, height), (12, 0), textcoords="offset points", va="center")
-    axes.set_yticks(y, [f"{row['penalty']}, {row['fit']}" for row in rows])
-    axes.set_xlabel(f"milliseconds on top of a step of {without:.0f} ms without a penalty")
-    log_axis(axes, 0.9, max(*builtin, *ours) * 6, base=10, form="{}")
-    axes.margins(y=0.12)
-    axes.invert_yaxis()
+        text = f"{cell(row['builtin_adds'])} → {cell(row['ours_adds'])} of {cell(row['none'])}"
+        axes.annotate(text, (right, height), (12, 0), textcoords="offset points", va="center", fontsize=11)
+    axes.set_yticks(y, [f"{row['model']}, {row['fit']}: {row['penalty']}" for row in rows], fontsize=11)
+    axes.set_xlabel("milliseconds added, at least 0.5; beside the points: built-in → ours, of a step without a penalty")
+    log_axis(axes, 0.4, max(*builtin, *ours) * 8, base=10, form="{}")
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
 
 
@@ -591,12 +749,15 @@ def log_axis(axes, low: float, high: float, base: int, form: str) -> None:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Measure tfk_regularizers against tf_keras's built-in regularizers.")
-    parser.add_argument("--quick", action="store_true", help="few shapes and few rounds: about a minute, and rough")
+    parser.add_argument("--quick", action="store_true", help="few shapes and few rounds: two minutes, and rough")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="only these (default: all)")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="of the tables fit and first")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="measure nothing, take what --json has written")
+    parser.add_argument(
+        "--results", type=Path, nargs="+", metavar="FILE", help="measure nothing, take what --json has written"
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw speed and step as a picture")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw fit and speed as a picture")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -606,36 +767,56 @@ def main() -> None:
     arguments = parse_arguments()
     tf.get_logger().setLevel("ERROR")  # many shapes are many traces: the warning about retracing is not for us
     if arguments.child:
-        print(child(*arguments.child))
+        print(json.dumps(child(*arguments.child)))
         return
     if arguments.results:
-        results = json.loads(arguments.results.read_text().replace('"inf"', "Infinity"))
-        for row in itertools.chain(*(results[name] for name in results if name != "machine")):
-            row |= {key: tuple(value) for key, value in row.items() if isinstance(value, list)}  # shapes
-        write(results, arguments)
+        write(merged([loaded(file) for file in arguments.results]), arguments)
         return
     command = " ".join(["python examples/benchmark.py", *map(shlex.quote, sys.argv[1:])])
     results = {"machine": measure_machine() | {"command": command}}
     columns = TextColumn("{task.description:<8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True)) as progress:
         for name in arguments.tables:
-            total, work = TABLES[name][0](results["machine"], arguments.quick)
+            total, work = TABLES[name][0](results["machine"], arguments.quick, arguments.models)
             results[name] = [row for rows in progress.track(work, total, description=name) for row in rows]
-    write(results, arguments)
+            if arguments.json:
+                save(results, arguments.json)
+    write([results], arguments)
 
 
-def write(results: dict, arguments: argparse.Namespace) -> None:
-    """Print the tables, and write the files that are wanted."""
-    show(results)
-    if arguments.json:
-        text = json.dumps(results, indent=1).replace(": Infinity", ': "inf"')  # JSON has no infinity
-        arguments.json.write_text(text + "\n")
+def save(results: dict, file: Path) -> None:
+    """Write what is measured so far as JSON, which has no infinity."""
+    file.write_text(json.dumps(results, indent=1).replace(": Infinity", ': "inf"') + "\n")
+
+
+def loaded(file: Path) -> dict:
+    """Return what `--json` has written."""
+    results = json.loads(file.read_text().replace('"inf"', "Infinity"))
+    for row in itertools.chain(*(results[name] for name in results if name != "machine")):
+        row |= {key: tuple(value) for key, value in row.items() if isinstance(value, list)}  # shapes
+    return results
+
+
+def merged(several: list[dict]) -> list[dict]:
+    """Return the results of each version of TensorFlow in one, with the commands that have made them."""
+    versions: dict[str, dict] = {}
+    for results in several:
+        one = versions.setdefault(results["machine"]["TensorFlow"], {"machine": results["machine"]})
+        commands = dict.fromkeys([one["machine"]["command"], results["machine"]["command"]])
+        one |= results | {"machine": one["machine"] | {"command": "`, `".join(commands)}}
+    return list(versions.values())
+
+
+def write(several: list[dict], arguments: argparse.Namespace) -> None:
+    """Print the tables, and write the files that are wanted; the picture is of the first results."""
+    for results in several:
+        show(results)
     if arguments.markdown:
         picture = arguments.plot and Path(os.path.relpath(arguments.plot, arguments.markdown.parent)).as_posix()
         arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
-        arguments.markdown.write_text(as_markdown(results, picture), encoding="utf-8")
+        arguments.markdown.write_text(as_markdown(several, picture), encoding="utf-8")
     if arguments.plot:
-        draw(results, arguments.plot)
+        draw(several[0], arguments.plot)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ class SampledOrthogonalRegularizer(Penalty, autograph=False):
     same mean. Gradient: that of the formula, for the drawn rows alone (`IndexedSlices` for the rows of a variable).
 
     Time: O(sample_size² d) instead of O(n² d) for n rows of d elements, however many there are. Peak memory: that of
-    `OrthogonalRegularizer` on `sample_size` rows.
+    `OrthogonalRegularizer` on `sample_size` rows. For a square kernel of 2048 rows a sample of 256 takes a twentieth of
+    the exact penalty's time, and about ten times as many steps to get as far (`examples/sample_orthogonality.py`).
 
     `tf.random.set_seed` makes the draws repeatable in eager mode and in a `tf.function`. XLA draws its random numbers
     from a generator of its own, which TensorFlow gives no way to seed: there they are fresh, but not repeatable. On a
