@@ -71,9 +71,8 @@ def run_tests(session, tensorflow, environment, selection):
         (wheel,) = pathlib.Path(folder).glob("*.whl")
         session.install(f"{wheel}[test]", *pins)
         if not is_release:
-            session.run(
-                "pip", "uninstall", "--quiet", "--yes", "keras"
-            )  # it asks for keras-nightly, of the same folder
+            # The pre-release needs keras-nightly, which installs into the folder of keras.
+            session.run("pip", "uninstall", "--quiet", "--yes", "keras")
             session.install(f"tensorflow=={tensorflow}")
         for name in ("tests", "examples", ".github"):  # the README leads there
             shutil.copytree(ROOT / name, f"{folder}/{name}", ignore=shutil.ignore_patterns("__pycache__"))

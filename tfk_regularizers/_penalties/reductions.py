@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-_PART = 64  # of so many numbers each are the parts of a sum
+_PART = 64  # numbers in each part of a sum
 
 
 def result_dtype(x):
@@ -49,7 +49,7 @@ def in_parts(reduce, x, axis, longer_than, levels=2):
     """`reduce(x, axis)` of a matrix, which keeps the axis, with long slices reduced part by part first.
 
     A kernel that adds one number after the other is off by 3e-5 after a million. Where the size is unknown there are
-    so many levels of parts.
+    `levels` levels of parts.
     """
     count = tf.compat.dimension_value(x.shape[axis])
     if levels == 0 or (count is not None and count <= longer_than):
