@@ -118,8 +118,8 @@ def main():
     arguments = parser.parse_args()
     shapes = [tuple(map(int, shape.split("x"))) for shape in arguments.shapes]
     fields = dict(field.split("=") for field in arguments.blocks.split(",") if field)
-    chosen = {name: type(getattr(execution.ON_CPU, name))(value) for name, value in fields.items()}
-    execution.ON_CPU = execution.ON_CPU._replace(**chosen)
+    chosen = {name: type(getattr(execution._ON_CPU, name))(value) for name, value in fields.items()}
+    execution._ON_CPU = execution._ON_CPU._replace(**chosen)
     if arguments.export:
         export(arguments.export, shapes)
         return

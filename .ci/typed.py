@@ -22,13 +22,15 @@ terms = tfk.Sum([lasso, soft, sampled])
 
 @tf_keras.utils.register_keras_serializable("typed")
 class Cauchy(tfk.Penalty):
-    factor_names = ("factor",)
+    factor = tfk.Factor()
+    power = tfk.Argument[int, int](int)
 
-    def __init__(self, factor: float = 0.01) -> None:
+    def __init__(self, factor: float = 0.01, power: int = 2) -> None:
         self.factor = factor
+        self.power = power
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        return self.factor * tf.reduce_sum(tf.math.log1p(tf.square(x)))
+        return self.factor * tf.reduce_sum(tf.math.log1p(tf.abs(x) ** self.power))
 
 
 several = sum([l1 + columns, Cauchy(0.1), both, terms])
@@ -40,9 +42,10 @@ values = tfk.penalties(model)
 model.compile("sgd", "mse")
 decay = tf_keras.optimizers.schedules.ExponentialDecay(0.1, 100, 0.5)
 warm_up = tfk.RegularizationScheduler(lambda epoch: min(epoch / 10, 1.0), factor="l1", where=lambda layer: layer.built)
-loggers = [tfk.PenaltyLogger(), tfk.PenaltyLogger(per_weight=True)]
-callbacks = [*loggers, warm_up, tfk.RegularizationScheduler(decay, "l2", verbose=1)]
-model.fit(tf.ones([2, 4]), tf.ones([2, 2]), callbacks=callbacks)
+callbacks = [warm_up, tfk.RegularizationScheduler(decay, "l2", verbose=1)]
+with tfk.log_penalties(model, per_weight=True) as log:
+    model.fit(tf.ones([2, 4]), tf.ones([2, 2]), callbacks=callbacks)
+tfk.log_penalties(model).close()
 
 reveal_type(l2)  # L2
 reveal_type(tfk.l1(0.1))  # L1
@@ -58,6 +61,8 @@ reveal_type(paths)  # list[str]
 reveal_type(soft.diagonal)  # bool
 reveal_type(sampled.get_config())  # dict[str, Any]
 reveal_type(warm_up)  # RegularizationScheduler
+reveal_type(log)  # PenaltyLog
+reveal_type(Cauchy(0.1).power)  # int
 reveal_type(tfk.get(l2))  # L2
 reveal_type(tfk.get(None))  # None
 reveal_type(tfk.serialize(l2))  # dict[str, Any]
@@ -82,4 +87,5 @@ tfk.set_regularizers(model, where="dense", kernel_regularizer="l2")  # type: ign
 tfk.set_regularizers(model, kernel_regularizer=0.01)  # type: ignore
 tfk.L1(l1=0.1, l2=[0.2])  # type: ignore
 tfk.RegularizationScheduler(0.1)  # type: ignore
-tfk.PenaltyLogger(per_weight="yes")  # type: ignore
+tfk.log_penalties(model, per_weight="yes")  # type: ignore
+Cauchy(0.1).power = "x"  # type: ignore

@@ -9,13 +9,9 @@ import tf_keras
 from oracles import PENALTIES
 
 import tfk_regularizers as tfk
-from tfk_regularizers._penalties import PENALTIES as TABLE
+from tfk_regularizers._penalties import KERAS_PENALTIES
 
 KERAS3 = None if tf.keras.regularizers.Regularizer is tf_keras.regularizers.Regularizer else tf.keras
 needs_keras3 = pytest.mark.skipif(KERAS3 is None, reason="tf.keras is tf_keras")
 
-IN_KERAS = [
-    name
-    for name, (make, _) in PENALTIES.items()
-    if any(type(make(tfk)) is entry.cls and entry.in_keras for entry in TABLE)
-]
+IN_KERAS = [name for name, (make, _) in PENALTIES.items() if type(make(tfk)) in KERAS_PENALTIES]

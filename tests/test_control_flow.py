@@ -22,10 +22,10 @@ def forced(route):
     """Let each penalty take the route of a size."""
     with pytest.MonkeyPatch.context() as patch:
         if route == "halves":
-            patch.setattr(execution, "SMALL_UP_TO", 0)
+            patch.setattr(execution, "SINGLE_GRAM_UP_TO", 0)
             patch.setattr(execution, "block_count", lambda x, with_gradient: 2 if with_gradient and x.shape[0] else 1)
         if route == "large":
-            for name in ("SMALL_UP_TO", "BY_HAND_IN_EAGER_FROM", "FUSED_IN_GRAPH_FROM"):
+            for name in ("SINGLE_GRAM_UP_TO", "CUSTOM_GRADIENT_IN_EAGER_FROM", "XLA_CLUSTER_IN_GRAPH_FROM"):
                 patch.setattr(execution, name, 0)
             patch.setattr(execution, "block_count", lambda x, with_gradient: size(x, 0) // 4 * 2 + 1)
         yield
@@ -52,26 +52,6 @@ def test_gradient_through_a_vectorized_map(name, route, mode):
         penalty = make(tfk)
         result = run(mode, lambda x: gradient(lambda x: tf.reduce_sum(tf.vectorized_map(penalty, x)), x), x)
     assert_close(result, np.stack([oracle(one)[1] for one in x.numpy().astype("float64")]), 2e-6)
-
-
-@pytest.mark.parametrize("name", PENALTIES)
-def test_gradient_through_a_vectorized_map_of_a_compiled_function(name):
-    make, oracle = PENALTIES[name]
-    x = normal([3, 7, 4])
-    with forced("large"):
-        mapped = tf.function(make(tfk), jit_compile=True, autograph=False)
-        result = gradient(lambda x: tf.reduce_sum(tf.vectorized_map(mapped, x)), x)
-    assert_close(result, np.stack([oracle(one)[1] for one in x.numpy().astype("float64")]), 2e-6)
-
-
-@pytest.mark.parametrize("name", [name for name in PENALTIES if not name.startswith("Sampled")])
-def test_a_vectorized_map_needs_no_loop(name):
-    make, oracle = PENALTIES[name]
-    x = normal([3, 7, 4])
-    penalty = make(tfk)
-    both = tf.vectorized_map(lambda x: (penalty(x), gradient(penalty, x)), x, fallback_to_while_loop=False)
-    for result, expected in zip(both, zip(*map(oracle, x.numpy().astype("float64")), strict=True), strict=True):
-        assert_close(result, np.stack(expected), 2e-6)
 
 
 BRANCHES = {

@@ -13,9 +13,9 @@ UNITS = 1024, 512
 
 
 @pytest.fixture(autouse=True)
-def fused(monkeypatch):
-    """Let sums over the kernel be fused, as those of larger ones are."""
-    monkeypatch.setattr(execution, "FUSED_IN_GRAPH_FROM", 2**19)
+def cluster(monkeypatch):
+    """Compute sums over the kernel in an XLA cluster, as those over larger ones are."""
+    monkeypatch.setattr(execution, "XLA_CLUSTER_IN_GRAPH_FROM", 2**19)
 
 
 @contextlib.contextmanager
@@ -55,7 +55,7 @@ def losses(regularizer, start=None):
 @pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.parametrize("regularizer", ["l1", "l2", "l1_l2", "orthogonal_regularizer"])
 @pytest.mark.light(regularizer=["l1_l2"], switch=["check_numerics"])
-def test_a_fit_is_what_it_is_without(regularizer, switch, tmp_path):
+def test_a_fit_has_the_same_losses_as_without(regularizer, switch, tmp_path):
     expected = losses(regularizer)
     with SWITCHES[switch](tmp_path):
         assert losses(regularizer) == pytest.approx(expected, rel=2e-6)

@@ -138,7 +138,7 @@ def test_third_order_equals_differences_of_the_second():
 @of
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 @pytest.mark.light(mode=["eager", "graph"])
-def test_what_is_no_number_stays_so(number, of, mode):
+def test_nan_and_infinity_stay_in_their_group(number, of, mode):
     x = with_lengths((1, 1, 0), of)
     x[1, 1] = number
     value, gradient = run(mode, value_and_gradient(tfk.GroupLasso(1.0, of)), tf.constant(x))
@@ -152,7 +152,7 @@ def test_what_is_no_number_stays_so(number, of, mode):
 @modes
 @of
 @pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0)], ids=str)
-def test_nothing_is_zero(shape, of, mode):
+def test_an_empty_matrix_has_penalty_zero(shape, of, mode):
     value, gradient = run(mode, value_and_gradient(tfk.GroupLasso(1.0, of)), tf.zeros(shape))
     assert float(value) == 0
     assert gradient.shape == shape
@@ -203,20 +203,14 @@ def test_filters_of_a_convolution_are_its_columns():
     assert_close(gradient, expected_gradient.reshape(kernel.shape), 2e-6)
 
 
-def test_in_a_branch_and_under_vectorized_map():
-    x = tf.constant(normal((5, 4)))
-    step = value_and_gradient(
-        lambda x: tf.cond(tf.reduce_sum(x) < 1e9, lambda: tfk.GroupLasso(1.0)(x), lambda: x[0, 0])
-    )
-    for actual, expected in zip(tf.function(step)(x), group_lasso(x.numpy(), 1.0, "columns"), strict=True):
-        assert_close(actual, expected, 1e-12)
-    several = tf.stack([x, 2 * x, 0 * x])
+def test_a_zero_matrix_under_vectorized_map():
+    several = tf.stack([normal((5, 4)), np.zeros((5, 4))])
     _, gradients = tf.vectorized_map(value_and_gradient(tfk.GroupLasso(1.0)), several)
     for one, gradient in zip(several.numpy(), gradients, strict=True):
-        assert_close(gradient, group_lasso(one, 1.0, "columns")[1], 1e-12)
+        np.testing.assert_allclose(gradient, group_lasso(one, 1.0, "columns")[1], rtol=1e-12)
 
 
-def test_errors_and_config():
+def test_arguments_are_checked_and_saved():
     with pytest.raises(ValueError, match="argument `factor`"):
         tfk.GroupLasso(np.nan)
     with pytest.raises(ValueError, match="argument `mode`"):

@@ -1,6 +1,5 @@
 """Values and gradients of the penalties, against float64 NumPy and against tf_keras's own."""
 
-import contextlib
 import sys
 
 import numpy as np
@@ -21,7 +20,7 @@ from libraries import IN_KERAS
 from oracles import PENALTIES
 
 import tfk_regularizers as tfk
-from tfk_regularizers._penalties import execution
+from tfk_regularizers._penalties import KERAS_PENALTIES, NEW_PENALTIES, execution
 
 # Of the value, of the gradient. Halves are computed in float32, and only their gradients are rounded to them.
 TOLERANCES = {
@@ -31,8 +30,8 @@ TOLERANCES = {
     "float64": (1e-12, 1e-12),
     "complex64": (2e-6, 2e-6),
 }
-# From 2**18 elements the gradients of L1 and L1L2 are by hand in eager, from 2**23 they are fused in a graph; above
-# 1024 rows orthogonality is computed in halves or in blocks.
+# From 2**18 elements L1 and L1L2 have custom gradients in eager mode, from 2**23 an XLA cluster in a graph; above 1024
+# rows orthogonality is computed in halves or in blocks.
 SHAPES = [(3, 4), (4, 3), (64, 64), (300, 2000), (2000, 300)]
 
 penalties = pytest.mark.parametrize("name", PENALTIES)
@@ -47,9 +46,9 @@ def normal(shape, dtype="float32", seed=0):
 
 
 @pytest.fixture
-def fused_from_half_a_million(monkeypatch):
-    """Let smaller tensors take the route of those of 2**23 elements, whose derivatives would take too long here."""
-    monkeypatch.setattr(execution, "FUSED_IN_GRAPH_FROM", 2**19)
+def cluster_from_half_a_million(monkeypatch):
+    """Let smaller tensors take the route of 2**23 elements, whose derivatives would take too long here."""
+    monkeypatch.setattr(execution, "XLA_CLUSTER_IN_GRAPH_FROM", 2**19)
 
 
 def exact(x):
@@ -193,8 +192,8 @@ def test_forward_mode(name, shape, mode):
 
 
 # TensorFlow has no gradient of the forward derivative of a function that it has traced before.
-@pytest.mark.parametrize("size", [35, 2**18, 2**19], ids=["small", "by hand in eager", "fused in a graph"])
-@pytest.mark.usefixtures("fused_from_half_a_million")
+@pytest.mark.parametrize("size", [35, 2**18, 2**19], ids=["small", "custom gradient in eager", "cluster in a graph"])
+@pytest.mark.usefixtures("cluster_from_half_a_million")
 @pytest.mark.parametrize(
     ("composition", "mode"),
     [(composition, mode) for composition in SECOND_DERIVATIVES for mode in MODES]
@@ -236,47 +235,26 @@ def test_unknown_static_shapes(name, signature, mode):
     assert_close(gradient, expected_gradient, 2e-6)
 
 
-@contextlib.contextmanager
-def converted():
-    """The set that gets the names of the functions that AutoGraph has converted and that run meanwhile."""
-    names = set()
+@penalties
+def test_autograph_converts_no_penalty(name):
+    """There is nothing to convert, and the conversion would take a second of a user's first step."""
+    penalty = PENALTIES[name][0](tfk)
+    model = tf_keras.Sequential([tf_keras.layers.Dense(2, kernel_regularizer=penalty, input_shape=(3,))])
+    converted = set()
+
+    def step(x):
+        return penalty(x), tfk.penalties(model)
 
     def note(frame, event, argument):
         if event == "call" and frame.f_code.co_name.startswith("tf__"):
-            names.add(frame.f_code.co_name)
+            converted.add(frame.f_code.co_name)
 
     sys.setprofile(note)
     try:
-        yield names
+        tf.function(step).get_concrete_function(tf.TensorSpec((4, 3)))
     finally:
         sys.setprofile(None)
-
-
-@penalties
-def test_autograph_leaves_a_penalty_alone(name):
-    """As it does what is in tf_keras: there is nothing to convert, and that took a second of a user's first step.
-
-    What notes each call is converted, a few lines: a subclass of the user's may have need of it.
-    """
-    penalty = PENALTIES[name][0](tfk)
-
-    def step(x):
-        return penalty(x)
-
-    with converted() as names:
-        tf.function(step).get_concrete_function(tf.TensorSpec((4, 3)))
-    assert names == {"tf__step", "tf____call__"}
-
-
-def test_autograph_leaves_the_penalties_of_a_model_alone():
-    model = tf_keras.Sequential([tf_keras.layers.Dense(2, kernel_regularizer=tfk.L1(0.1), input_shape=(3,))])
-
-    def step():
-        return tfk.penalties(model)
-
-    with converted() as names:
-        tf.function(step).get_concrete_function()
-    assert names == {"tf__step", "tf__penalties"}
+    assert converted == {"tf__step", "tf__penalties", "tf__wrapper"}  # the wrapper of `do_not_convert`
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -317,48 +295,49 @@ def test_sums_over_any_rank(name, shape):
     assert_close(gradient, expected_gradient, 2e-6)
 
 
-@pytest.mark.parametrize(
-    "x",
-    [
-        [[1.0, 2.0], [3.0, -4.0]],
-        np.array([[1.0, 2.0], [3.0, -4.0]]),
-        tf.Variable([[1.0, 2.0], [3.0, -4.0]]),
-        tf.IndexedSlices(tf.constant([[3.0, -4.0], [1.0, 2.0]]), tf.constant([1, 0]), tf.constant([2, 2])),
-    ],
-    ids=["list", "array", "variable", "indexed slices"],
-)
+CONVERTIBLE = {
+    "list": [[1.0, 2.0], [3.0, -4.0]],
+    "array": np.array([[1.0, 2.0], [3.0, -4.0]]),
+    "variable": tf.Variable([[1.0, 2.0], [3.0, -4.0]]),
+    "indexed slices": tf.IndexedSlices(
+        tf.constant([[3.0, -4.0], [1.0, 2.0]]), tf.constant([1, 0]), tf.constant([2, 2])
+    ),
+}
+
+
+@pytest.mark.parametrize("x", CONVERTIBLE.values(), ids=CONVERTIBLE)
 @penalties
 def test_takes_whatever_converts_to_a_tensor(name, x):
     make, oracle = PENALTIES[name]
-    assert_close(make(tfk)(x), oracle(np.array([[1.0, 2.0], [3.0, -4.0]]))[0], 1e-6)
+    assert_close(make(tfk)(x), oracle(CONVERTIBLE["array"])[0], 1e-6)
 
 
+@pytest.mark.parametrize("batch_size", [4, None])
 @penalties
-def test_keras_tensors(builtin, name):
-    """A penalty on a symbolic input, as in `model.add_loss(L2()(x))`, records ops that the built-in's could be."""
+def test_keras_tensors(name, batch_size):
+    """A penalty on a symbolic input, as in `model.add_loss(L2()(x))`, records ops that a config can hold."""
     make, oracle = PENALTIES[name]
-    inputs = tf_keras.Input((3,), batch_size=4)
+    inputs = tf_keras.Input((3,), batch_size=batch_size)
     model = tf_keras.Model(inputs, make(tfk)(inputs))
     x = normal((4, 3))
-    assert_close(model(x), oracle(exact(x))[0], 2e-6)
-    copy = tf_keras.Model.from_config(model.get_config())
-    assert_close(copy(x), oracle(exact(x))[0], 2e-6)
+    for each in (model, tf_keras.Model.from_config(model.get_config())):
+        assert_close(each(x), oracle(exact(x))[0], 2e-6)
 
 
-@penalties
-def test_integers_are_refused(name):
-    with pytest.raises(TypeError, match=r"must be of a floating.*Received: dtype int32, shape \(2, 2\)"):
-        PENALTIES[name][0](tfk)(tf.constant([[1, 2], [3, 4]]))
-
-
-@penalties
-def test_sparse_tensors_are_refused(name):
-    with pytest.raises(TypeError, match=r"must be dense.*SparseTensor of dtype float32 and shape \(3, 3\)"):
-        PENALTIES[name][0](tfk)(tf.sparse.eye(3))
+@pytest.mark.parametrize("cls", [cls for cls in (*KERAS_PENALTIES, *NEW_PENALTIES) if cls is not tfk.Sum])
+def test_other_dtypes_and_sparse_tensors_are_refused(cls):
+    x = tf.constant([[1, 0], [0, 1]], tf.int8)
+    for dtype in ("int8", "uint8", "int32", "int64", "uint64", "bool", "string", "qint8"):
+        bad = tf.bitcast(x, dtype) if dtype == "qint8" else tf.as_string(x) if dtype == "string" else tf.cast(x, dtype)
+        message = rf"Inputs to {cls.__name__} must be of a floating.*Received: dtype {dtype}, shape \(2, 2\)"
+        with pytest.raises(TypeError, match=message):
+            cls()(bad)
+    with pytest.raises(TypeError, match=r"must be dense.*SparseTensor of dtype float32, shape \(3, 3\)"):
+        cls()(tf.sparse.eye(3))
 
 
 @pytest.mark.parametrize("name", [name for name in PENALTIES if not name.startswith("l")])
-def test_ragged_tensors_have_no_rows_to_compare(name):
+def test_penalties_of_matrices_refuse_ragged_tensors(name):
     with pytest.raises(TypeError, match=r"must be dense.*RaggedTensor of dtype float32"):
         PENALTIES[name][0](tfk)(tf.ragged.constant([[1.0], [2.0, 3.0]]))
 
@@ -401,17 +380,13 @@ def test_ragged_tensors_as_in_the_built_in(builtin, make, mode, number):
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("name", ["l1", "l2", "l1_l2", "L1L2"])
+@pytest.mark.parametrize(("name", "terms"), [("l1", 1), ("l2", 1), ("l1_l2", 2), ("L1L2", 0)])
 @pytest.mark.filterwarnings("ignore:The identifier 'L1L2' stands for")
-def test_activity_penalty_of_a_ragged_output(name):
-    model = tf_keras.Sequential(
-        [
-            tf_keras.layers.Input((None,), ragged=True, dtype=tf.int64),
-            tf_keras.layers.Embedding(10, 4, embeddings_initializer="ones", activity_regularizer=name),
-        ]
-    )
-    model(tf.ragged.constant([[1, 2], [3]], dtype=tf.int64))
-    terms = {"l1": 1, "l2": 1, "l1_l2": 2, "L1L2": 0}[name]
+def test_activity_penalty_of_a_ragged_output(name, terms):
+    ragged = tf.ragged.constant([[1, 2], [3]], dtype=tf.int64)
+    layer = tf_keras.layers.Embedding(10, 4, embeddings_initializer="ones", activity_regularizer=name)
+    model = tf_keras.Sequential([tf_keras.layers.Input((None,), ragged=True, dtype=tf.int64), layer])
+    model(ragged)
     np.testing.assert_allclose(model.losses, [0.01 * terms * 12 / 2], rtol=1e-6)
 
 
@@ -426,7 +401,7 @@ def test_bad_numbers_propagate_as_in_the_built_in(builtin, name, bad):
     np.testing.assert_allclose(actual[1], expected[1], rtol=1e-5, atol=1e-7)
 
 
-def test_a_zero_factor_leaves_its_term_out_of_l1_l2_alone(builtin):
+def test_a_zero_factor_leaves_its_term_out_of_l1_l2_only(builtin):
     x = tf.constant([np.nan, 1.0])
     for module in (builtin, tfk):
         assert float(module.L1L2(0, 0)(x)) == 0
@@ -442,9 +417,22 @@ def test_l1_l2_with_one_factor_is_the_other_penalty():
     assert float(tfk.L1L2(l2=0.3)(x)) == float(tfk.L2(0.3)(x))
 
 
+@pytest.mark.parametrize("cls", [tfk.L1, tfk.L2, tfk.L1L2, tfk.OrthogonalRegularizer, tfk.SampledOrthogonalRegularizer])
+@pytest.mark.parametrize(
+    ("dtype", "factor", "size"), [("float32", 3e38, 0.1), ("float32", 1e-30, 1e10), ("float64", 1.7e308, 1e-4)]
+)
+def test_factors_of_any_size(cls, dtype, factor, size):
+    """Where the product is in range it is right, however large or small the factor is."""
+    name = "factor" if "Orthogonal" in cls.__name__ else "l2" if cls is tfk.L2 else "l1"
+    expected = factor * {"factor": 1, "l1": 4 * size, "l2": 4 * size * size}[name]
+    if expected < float(tf.as_dtype(dtype).max):
+        assert float(cls(**{name: factor})(tf.fill([2, 2], tf.constant(size, dtype)))) == pytest.approx(expected, 1e-5)
+    assert float(tfk.L1L2(1.0, 3e38)([[0.1]])) == pytest.approx(3e36, rel=1e-5)
+
+
 @modes
 @pytest.mark.parametrize("size", [100, 2**19])
-@pytest.mark.usefixtures("fused_from_half_a_million")
+@pytest.mark.usefixtures("cluster_from_half_a_million")
 def test_small_factors_times_small_elements_do_not_vanish(size, mode):
     x = tf.fill([size], 1e-3)
     assert_close(run(mode, tfk.L1L2(1e-33, 1e-33), x), 1e-33 * size * (1e-3 + 1e-6), 1e-5)

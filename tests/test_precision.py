@@ -116,11 +116,8 @@ def test_mixed_precision_trains_as_float32(name, place, policy):
 @penalties
 @pytest.mark.heavy
 def test_mixed_precision_of_a_wide_layer(name, policy, monkeypatch):
-    """Fused sums, and pairs in blocks: 2**18 elements and 1024 columns are passed, by the kernel and by the outputs.
-
-    Of the outputs of a batch, only the columns are many.
-    """
-    monkeypatch.setattr(execution, "FUSED_IN_GRAPH_FROM", 2**18)
+    """Sums in XLA clusters, and pairs in blocks, of the kernel and of the outputs, whose rows are few."""
+    monkeypatch.setattr(execution, "XLA_CLUSTER_IN_GRAPH_FROM", 2**18)
     assert_trained_alike(name, ("kernel", "activity"), policy, units=1100, inputs=300)
 
 

@@ -29,7 +29,7 @@ def oriented(x, axis):
 @pytest.mark.parametrize("sample_size", [40, 41, 4096])
 @pytest.mark.light(mode=["eager", "graph"])
 @pytest.mark.light(sample_size=[40])
-def test_as_many_as_there_are_is_exact(axis, sample_size, mode):
+def test_a_sample_of_all_rows_is_exact(axis, sample_size, mode):
     penalty = tfk.SampledOrthogonalRegularizer(0.3, axis, sample_size)
     value, gradient = run(mode, value_and_gradient(penalty), tf.constant(oriented(table(), axis)))
     expected_value, expected_gradient = orthogonal(table().astype("float64"), 0.3, "rows")
@@ -40,7 +40,7 @@ def test_as_many_as_there_are_is_exact(axis, sample_size, mode):
 @modes
 @axes
 @pytest.mark.light(mode=["graph"], axis=["rows"])
-def test_unbiased(axis, mode):
+def test_the_value_is_unbiased(axis, mode):
     """The mean of m draws is within five of its standard errors of the exact value, and these shrink like 1 / √m."""
     penalty = tfk.SampledOrthogonalRegularizer(1.0, axis, 4)
     x = tf.constant(oriented(table(12, 2), axis))
@@ -69,12 +69,12 @@ def test_every_pair_is_drawn_as_often():
 
 @modes
 @pytest.mark.light(mode=["graph"])
-def test_uniform_among_a_hundred_million(mode):
+def test_rows_are_drawn_uniformly_from_a_hundred_million(mode):
     """By position: the mean, and how many fall into each tenth, are within five standard deviations."""
     tf.random.set_seed(5)
     n, draws = 10**8, 200
     rows = tf.range(n)[:, tf.newaxis]
-    draw = lambda: sampled_orthogonal.sampled(rows, 2, 0)  # noqa: E731
+    draw = lambda: sampled_orthogonal.draw_slices(rows, 2, 0)  # noqa: E731
     if mode != "eager":
         draw = tf.function(draw, jit_compile=mode == "xla" or None, autograph=False)
     drawn = np.concatenate([draw().numpy() for _ in range(draws)]).ravel() / n
@@ -86,16 +86,16 @@ def test_uniform_among_a_hundred_million(mode):
 @modes
 @pytest.mark.parametrize(("n", "size"), [(10, 5), (10, 6), (10, 9), (5000, 2500)], ids=str)
 @pytest.mark.light(mode=["graph"])
-def test_without_replacement(n, size, mode):
+def test_rows_are_drawn_without_replacement(n, size, mode):
     for _ in range(3):
-        drawn = run(mode, lambda: sampled_orthogonal.sampled(tf.range(n), size, 0))
+        drawn = run(mode, lambda: sampled_orthogonal.draw_slices(tf.range(n), size, 0))
         assert len(set(drawn.numpy().tolist())) == size
 
 
-def test_every_row_is_drawn_as_often_where_half_of_them_are():
+def test_every_row_is_drawn_as_often_if_half_of_them_are_drawn():
     """The numbers that are drawn again are no more likely to be some than others."""
     tf.random.set_seed(9)
-    draw = tf.function(lambda: sampled_orthogonal.sampled(tf.range(8), 4, 0))
+    draw = tf.function(lambda: sampled_orthogonal.draw_slices(tf.range(8), 4, 0))
     counts = np.bincount(np.concatenate([draw().numpy() for _ in range(2000)]), minlength=8) / 2000
     assert counts == pytest.approx(np.full(8, 0.5), abs=5 * np.sqrt(0.25 / 2000))
 
@@ -103,9 +103,9 @@ def test_every_row_is_drawn_as_often_where_half_of_them_are():
 @pytest.mark.parametrize("mode", ["graph", "xla"])
 @pytest.mark.parametrize("n", [0, 1, 4, 5, 9, 10, 40])
 @pytest.mark.light(mode=["graph"])
-def test_of_a_size_that_the_call_alone_knows(n, mode):
+def test_rows_of_an_unknown_number_are_drawn_once(n, mode):
     draw = tf.function(
-        lambda x: sampled_orthogonal.sampled(x, 5, 0),
+        lambda x: sampled_orthogonal.draw_slices(x, 5, 0),
         input_signature=[tf.TensorSpec([None], tf.int32)],
         jit_compile=mode == "xla" or None,
     )
@@ -116,7 +116,7 @@ def test_of_a_size_that_the_call_alone_knows(n, mode):
 @modes
 @axes
 @pytest.mark.light(mode=["eager", "graph"])
-def test_fresh_at_every_call_and_for_the_drawn_alone(axis, mode):
+def test_each_call_draws_anew_and_other_rows_get_no_gradient(axis, mode):
     step = value_and_gradient(tfk.SampledOrthogonalRegularizer(1.0, axis, 5))
     if mode != "eager":
         step = tf.function(step, jit_compile=mode == "xla" or None)
@@ -130,7 +130,7 @@ def test_fresh_at_every_call_and_for_the_drawn_alone(axis, mode):
 
 
 @pytest.mark.parametrize("mode", ["eager", "graph"])
-def test_repeatable_by_the_global_seed(mode):
+def test_the_global_seed_makes_draws_repeatable(mode):
     def draws():
         tf.random.set_seed(11)
         penalty = tfk.SampledOrthogonalRegularizer(1.0, sample_size=5)
@@ -173,7 +173,7 @@ def test_the_rows_of_a_variable_get_a_sparse_gradient(mode):
 
 @modes
 @pytest.mark.light(mode=["graph"])
-def test_trains_an_embedding(mode):
+def test_an_embedding_trains(mode):
     layer = tf_keras.layers.Embedding(
         50, 4, embeddings_regularizer=tfk.SampledOrthogonalRegularizer(1.0, sample_size=10), input_length=1
     )
@@ -189,7 +189,7 @@ def test_trains_an_embedding(mode):
 @pytest.mark.filterwarnings(
     "ignore:You are saving your model as an HDF5 file:UserWarning"
 )  # tf_keras says so each time
-def test_saved_under_the_name_of_the_package(save_format, tmp_path):
+def test_files_hold_it_under_the_name_of_the_package(save_format, tmp_path):
     regularizer = tfk.SampledOrthogonalRegularizer(0.25, "columns", 7)
     model = tf_keras.Sequential([tf_keras.layers.Dense(9, kernel_regularizer=regularizer, input_shape=(4,))])
     path = tmp_path / ("model" if save_format == "tf" else f"model.{save_format}")
@@ -202,7 +202,7 @@ def test_saved_under_the_name_of_the_package(save_format, tmp_path):
 
 
 @pytest.mark.parametrize("size", [1, 0, -5, 2.0, "4", None, True, [4]], ids=repr)
-def test_a_bad_sample_size(size):
+def test_a_bad_sample_size_is_refused(size):
     with pytest.raises(ValueError, match=r"`sample_size`. Expected an integer of at least 2. Received: sample_size="):
         tfk.SampledOrthogonalRegularizer(sample_size=size)
 
@@ -214,12 +214,12 @@ def test_integers_of_numpy_are_sizes():
 @pytest.mark.parametrize(
     "x", [tf.Variable([[1, 2]]), tf.Variable([1.0, 2.0]), tf.sparse.eye(3)], ids=["int", "1", "sp"]
 )
-def test_bad_tensors(x):
+def test_bad_tensors_are_refused(x):
     with pytest.raises((TypeError, ValueError), match="Inputs to SampledOrthogonalRegularizer must"):
         tfk.SampledOrthogonalRegularizer()(x)
 
 
-def test_where_tensors_compare_by_identity():
+def test_it_works_where_tensors_compare_by_identity():
     tf.compat.v1.disable_tensor_equality()
     try:
         x = tf.random.stateless_normal([100, 3], [1, 2])

@@ -28,7 +28,7 @@ What acts on a model:
 
 - `set_regularizers`: sets, replaces or removes regularizers of a built model.
 - `penalties`: the penalty of each weight, by its path.
-- `PenaltyLogger`: a callback that shows the penalty apart from the data loss.
+- `log_penalties`: logs the data loss and the penalty beside the loss.
 - `RegularizationScheduler`: a callback that lets a factor follow a schedule.
 
 Names and configs, as in tf_keras.regularizers:
@@ -38,6 +38,7 @@ Names and configs, as in tf_keras.regularizers:
 For a penalty of your own:
 
 - `Penalty`: a base class with checked factors, variables as factors, configs and sums.
+- `Factor`, `Argument`: declare the arguments of a `Penalty`.
 - `Regularizer`: the plain base class of tf_keras.
 
 In the place of tf_keras's own:
@@ -47,9 +48,9 @@ In the place of tf_keras's own:
 
 from tf_keras.regularizers import Regularizer
 
-from tfk_regularizers._callbacks import PenaltyLogger, RegularizationScheduler
-from tfk_regularizers._earlier import tell_at_import as _tell_at_import
 from tfk_regularizers._identifiers import deserialize, get, serialize
+from tfk_regularizers._log_penalties import PenaltyLogger as PenaltyLogger
+from tfk_regularizers._log_penalties import log_penalties
 from tfk_regularizers._models import penalties, set_regularizers
 from tfk_regularizers._penalties import (
     L1,
@@ -63,22 +64,25 @@ from tfk_regularizers._penalties import (
     Sum,
     l1_l2,
 )
+from tfk_regularizers._penalties.arguments import Argument, Factor
 from tfk_regularizers._registration import register, unregister
+from tfk_regularizers._scheduler import RegularizationScheduler
 
 l1 = L1
 l2 = L2
 orthogonal_regularizer = OrthogonalRegularizer
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "L1",
     "L1L2",
     "L2",
+    "Argument",
+    "Factor",
     "GroupLasso",
     "OrthogonalRegularizer",
     "Penalty",
-    "PenaltyLogger",
     "RegularizationScheduler",
     "Regularizer",
     "SampledOrthogonalRegularizer",
@@ -89,6 +93,7 @@ __all__ = [
     "l1",
     "l1_l2",
     "l2",
+    "log_penalties",
     "orthogonal_regularizer",
     "penalties",
     "register",
@@ -103,4 +108,3 @@ for _name in __all__:  # no private module's name in files and pickles
 del _name
 
 register()
-_tell_at_import(unregister)

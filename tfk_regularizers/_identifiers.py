@@ -9,26 +9,13 @@ from typing import Any, TypeVar, overload
 import tf_keras
 from tf_keras.regularizers import Regularizer
 
-from tfk_regularizers import _earlier
-from tfk_regularizers._keras import registry, versions
-from tfk_regularizers._penalties import PENALTIES, l1_l2
-from tfk_regularizers._penalties.arguments import shown
+from tfk_regularizers._keras import late_import, registry, versions
+from tfk_regularizers._messages import short_repr
+from tfk_regularizers._penalties import KERAS_PENALTIES, NEW_PENALTIES, SHORT_NAMES, l1_l2
 
-_BY_NAME = {name: make for entry in PENALTIES for name, make in entry.identifiers.items()}
-_IN_CONFIGS = {entry.cls.__name__: entry.cls for entry in PENALTIES} | _BY_NAME  # which say of what a sum is
-_LIBRARIES = ("tf_keras", "tfk_regularizers")  # what they register is not the user's own
-_OTHER_WORDS = {  # of the field for what has another name here
-    "ridge": "l2",
-    "weight_decay": "l2",
-    "lasso": "l1",
-    "elastic_net": "l1_l2",
-    "orthogonal": "orthogonal_regularizer",
-    "sampled_orthogonal": "SampledOrthogonalRegularizer",
-    "soft_orthogonal": "SoftOrthogonalRegularizer",
-    "group_lasso": "GroupLasso",
-    "l1l2": "l1_l2",  # what "L1L2" stands for does nothing
-}
-IDENTIFIERS = tuple(name for entry in PENALTIES if entry.in_keras for name in entry.identifiers)
+_IN_CONFIGS: dict[str, Any] = SHORT_NAMES | {cls.__name__: cls for cls in (*KERAS_PENALTIES, *NEW_PENALTIES)}
+_IN_STRINGS = {name: make for name, make in _IN_CONFIGS.items() if name != "Sum"}  # a string cannot name terms
+_SYNONYMS = {"ridge": "l2", "weight_decay": "l2", "lasso": "l1", "elastic_net": "l1_l2", "l1l2": "l1_l2"}
 
 _Some = TypeVar("_Some", bound=Callable[..., Any])
 
@@ -48,12 +35,13 @@ def get(identifier: Any) -> Any:
             `"module"`) or the legacy one; an instance or any other callable; or `None`.
 
     Returns:
-        A regularizer; a callable that is none and `None` are returned as they are. A config that names the module of
-        a class or function which this program lacks gives a stand-in that raises the error when it is called: a model
-        that was saved with it still loads and predicts. (Of a class of the main program files name no module.)
+        A regularizer; `None` and callables that are not regularizers are returned as they are. A config that names the
+        module of a class or function which this program lacks gives a stand-in that raises the error when it is called:
+        a model that was saved with it still loads and predicts. (For a class of the main program, files name no
+        module.)
 
     Warns:
-        UserWarning: Once a process, if a regularizer of tf_keras itself is passed, of a name from before the import.
+        UserWarning: If a built-in regularizer of tf_keras is passed, whose class was imported before this package.
 
     Raises:
         ValueError: If the string or the config names no regularizer, if a factor in the config is not a finite number,
@@ -71,18 +59,19 @@ def get(identifier: Any) -> Any:
         return deserialize(identifier, use_legacy_format="module" not in identifier)
     if isinstance(identifier, str):
         return deserialize(str(identifier))
-    if identifier is l1_l2 or _is_class(identifier):
-        kind, name = "class" if _is_class(identifier) else "function", identifier.__name__
-        raise ValueError(
-            f"Expected an instance of a regularizer. Received: the {kind} {name}; did you mean `{name}()`?"
-        )
+    is_class = inspect.isclass(identifier) and issubclass(identifier, versions.regularizer_bases())
+    if identifier is l1_l2 or is_class:
+        kind, name = "class" if is_class else "function", identifier.__name__
+        raise ValueError(f"Expected a regularizer. Received: the {kind} {name}; did you mean `{name}()`?")
     if callable(identifier):
-        _earlier.tell_of_a_name(identifier)
+        if builtin := late_import.builtin_class(identifier):
+            found = f"{builtin.__name__} is the built-in regularizer of tf_keras"
+            late_import.warn(found, stacklevel=4)  # the line that makes a Dense layer
         return identifier
     several = " For several on one weight write `L2() + OrthogonalRegularizer()`."
     raise ValueError(
-        f"Could not interpret regularizer identifier: {shown(identifier)}. Expected a regularizer, such as `L2(0.01)`, "
-        f"its name, its config or None.{several if isinstance(identifier, (list, tuple)) else ''}"
+        f"Could not interpret regularizer identifier: {short_repr(identifier)}. Expected a regularizer, such as "
+        f"`L2(0.01)`, its name, its config or None.{several if isinstance(identifier, (list, tuple)) else ''}"
     )
 
 
@@ -111,12 +100,11 @@ def serialize(regularizer: Any, use_legacy_format: bool = False) -> Any:
     """
     if regularizer is None:
         return None
-    if isinstance(regularizer, _Missing):
+    if isinstance(regularizer, _MissingRegularizer):
         return dict(regularizer.config)
     if not isinstance(regularizer, versions.regularizer_bases()):
         warnings.warn(
-            "`regularizers.serialize()` is for objects of type `Regularizer`. Received an object of type "
-            f"{type(regularizer).__name__}, which may be serialized improperly.",
+            f"Expected a `Regularizer`. Received: {type(regularizer)}, which may be serialized improperly.",
             stacklevel=2,
         )
     saving = tf_keras.utils.legacy if use_legacy_format else tf_keras.saving
@@ -136,9 +124,10 @@ def deserialize(
             `False`.
 
     Returns:
-        A regularizer; a callable that is none and `None` are returned as they are. A config that names the module of
-        a class or function which this program lacks gives a stand-in that raises the error when it is called: a model
-        that was saved with it still loads and predicts. (Of a class of the main program files name no module.)
+        A regularizer; `None` and callables that are not regularizers are returned as they are. A config that names the
+        module of a class or function which this program lacks gives a stand-in that raises the error when it is called:
+        a model that was saved with it still loads and predicts. (For a class of the main program, files name no
+        module.)
 
     Raises:
         ValueError: If the config names no regularizer or is malformed, or a factor in it is not a finite number.
@@ -152,11 +141,12 @@ def deserialize(
     names, arguments = _parse(config)
     custom = registry.custom_objects(custom_objects)
     is_custom = any(name in custom for name in names)
-    known = _BY_NAME if isinstance(config, str) else _IN_CONFIGS
+    known = _IN_STRINGS if isinstance(config, str) else _IN_CONFIGS
     if not is_custom and names[0] not in known:
-        if not use_legacy_format and _is_of_a_program(config):
-            return _Missing(config, _unknown(names[0], custom))
-        raise ValueError(_unknown(names[0], custom))
+        module = str(config.get("module") or "keras") if isinstance(config, dict) else "keras"
+        if not use_legacy_format and module.split(".")[0] not in ("keras", "tf_keras"):
+            return _MissingRegularizer(config, _unknown_name(names[0], custom))
+        raise ValueError(_unknown_name(names[0], custom))
     if config == "l1_l2" or (names[0] == "l1_l2" and not is_custom):
         return l1_l2(**arguments)
     if config == "L1L2" and not is_custom:
@@ -166,8 +156,8 @@ def deserialize(
             stacklevel=3,
         )
     if isinstance(config, dict) and "module" in config:
-        # Keras imports the module of a config whose class it does not find among the custom objects. For a class of the
-        # main program it writes none.
+        # Keras imports the module of a config whose class is no custom object. For a class of the main program it
+        # writes none.
         config = {**config, "module": config["module"] and "keras.regularizers"}
         if config.get("registered_name") and config["registered_name"] not in custom and names[0] in custom:
             config["registered_name"] = names[0]  # the one name that it looks for
@@ -179,18 +169,18 @@ def deserialize(
             config, module_objects=known, custom_objects=custom_objects, printable_module_name="regularizer"
         )
     except (AttributeError, KeyError, RecursionError) as error:
-        raise ValueError(f"Could not interpret regularizer config {shown(config)}: {error!r}") from error
+        raise ValueError(f"Could not interpret regularizer config {short_repr(config)}: {error!r}") from error
     if inspect.isclass(result):  # which tf_keras gives for a name among the custom objects
         result = result()
     if not callable(result) or any(result is function for function in (get, serialize, deserialize, l1_l2)):
-        raise ValueError(f"Could not interpret regularizer config {shown(config)}: it gives {shown(result)}")
+        raise ValueError(f"Could not interpret regularizer config {short_repr(config)}: it gives {short_repr(result)}")
     return result
 
 
-class _Missing(Regularizer):  # type: ignore[misc]
-    """Stands for what a file names and the program lacks: all but its penalty goes on, as in tf_keras.
+class _MissingRegularizer(Regularizer):  # type: ignore[misc]
+    """A stand-in for a regularizer that a file names and the program lacks.
 
-    It is saved as it was loaded, so that the file opens where the regularizer is known.
+    The model loads and predicts, as in tf_keras. The stand-in is saved as it was loaded.
     """
 
     def __init__(self, config, message):
@@ -203,56 +193,35 @@ class _Missing(Regularizer):  # type: ignore[misc]
         return f"<{self.message.partition('.')[0]}>"
 
 
-def _is_of_a_program(config):
-    """Whether a config is of a class or function that some program has, in the format that says where it was."""
-    module = config.get("module") if isinstance(config, dict) else None
-    return isinstance(module, str) and module.split(".")[0] not in ("keras", "tf_keras")
-
-
-def _is_class(value):
-    """Whether the value is a class of regularizers instead of one of them."""
-    return inspect.isclass(value) and issubclass(value, versions.regularizer_bases())
-
-
 def _parse(config):
-    """The names that a config may be found under, its own first, and its arguments."""
+    """The names to look a config up by, its class name first, and its arguments."""
     if isinstance(config, str):
         return [config], {}
     if not isinstance(config, dict):
-        raise ValueError(f"Could not interpret regularizer config: {shown(config)}")
-    name, inner = config.get("class_name"), config.get("config")
+        raise ValueError(f"Could not interpret regularizer config: {short_repr(config)}")
+    name, inner, registered = map(config.get, ("class_name", "config", "registered_name"))
     is_function = name == "function" and isinstance(inner, str)
-    if (
-        not isinstance(name, str)
-        or "config" not in config
-        or not (isinstance(inner, dict) or inner is None or is_function)
-    ):
+    has_arguments = is_function or ("config" in config and isinstance(inner, (dict, type(None))))
+    if not (isinstance(name, str) and has_arguments and isinstance(registered, (str, type(None)))):
         raise ValueError(
-            "Improper regularizer config. Expected a dict with the keys `class_name`, a string, and `config`, a dict. "
-            f"Received: {shown(config)}"
-        )
-    registered = config.get("registered_name")
-    if registered is not None and not isinstance(registered, str):
-        raise ValueError(
-            f"Improper regularizer config. Expected `registered_name` to be a string. Received: {shown(config)}"
+            "Improper regularizer config. Expected a dict with the keys `class_name`, a string, and `config`, a dict, "
+            f"and `registered_name`, if it is there, a string. Received: {short_repr(config)}"
         )
     if is_function:
         return [inner], {}
     return [name] + ([registered] if registered else []), inner or {}
 
 
-def _unknown(name, custom):
-    """The message for a name that stands for nothing: the valid ones and the nearest."""
-    own = [
-        other for other, obj in custom.items() if str(getattr(obj, "__module__", "")).split(".")[0] not in _LIBRARIES
-    ]
-    candidates = {other.lower(): other for other in (*_BY_NAME, *reversed(IDENTIFIERS))}
-    candidates |= _OTHER_WORDS | {other.lower(): other for other in own}
+def _unknown_name(name, custom):
+    """The message for an unknown name: the nearest name and the valid ones."""
+    packages = {other: str(getattr(obj, "__module__", "")).split(".")[0] for other, obj in custom.items()}
+    own = [other for other, package in packages.items() if package not in ("tf_keras", "tfk_regularizers")]
+    candidates = {other.lower(): other for other in reversed(_IN_STRINGS)}  # the short names win
+    candidates |= _SYNONYMS | {other.lower(): other for other in own}
     nearest = difflib.get_close_matches(name[:100].lower(), candidates, n=1, cutoff=0.5)
     hint = f" Did you mean {candidates[nearest[0]]!r}?" if nearest else ""
-    listed = ", ".join(map(repr, (*_BY_NAME, *own[:20]))) + (", …" if len(own) > 20 else "")
+    listed = ", ".join(map(repr, (*_IN_STRINGS, *own[:20]))) + (", …" if len(own) > 20 else "")
     return (
-        f"Unknown regularizer: {shown(name)}.{hint} Expected one of {listed}. One of your own is known by its name "
-        "once it is registered with `register_keras_serializable`, or given in `custom_objects` or a "
-        "`custom_object_scope`."
+        f"Unknown regularizer: {short_repr(name)}.{hint} Expected one of {listed}. To use one of your own by its name, "
+        "register it with `register_keras_serializable`, or give it in `custom_objects` or a `custom_object_scope`."
     )

@@ -1,26 +1,19 @@
 """Putting this package's regularizers in the place of the built-in ones, and back."""
 
-import functools
-import threading
 from typing import Any
 
 import tf_keras
 
-from tfk_regularizers._identifiers import IDENTIFIERS, deserialize, get, serialize
+from tfk_regularizers._identifiers import deserialize, get, serialize
 from tfk_regularizers._keras import registry, versions
-from tfk_regularizers._penalties import PENALTIES, Penalty, l1_l2
+from tfk_regularizers._penalties import KERAS_PENALTIES, NEW_PENALTIES, l1_l2
 
 PACKAGE = "tfk_regularizers"
-_CLASSES = tuple(entry.cls for entry in PENALTIES if entry.in_keras)
-_NEW_CLASSES = tuple(entry.cls for entry in PENALTIES if not entry.in_keras)  # what no built-in can read
-_OURS: dict[str, Any] = {obj.__name__: obj for obj in (*_CLASSES, l1_l2, get, serialize, deserialize)}  # type: ignore[attr-defined]
-
-_lock = threading.RLock()
-_replaced: dict = {}  # what stood in the place of each of ours
+_OURS: dict[str, Any] = {obj.__name__: obj for obj in (*KERAS_PENALTIES, l1_l2, get, serialize, deserialize)}  # type: ignore[attr-defined]
 
 
 class _DefaultL1L2:
-    """What the string `"l1_l2"` is in Keras 3, which instantiates classes and nothing else."""
+    """What the string `"l1_l2"` stands for in Keras 3, which instantiates classes only."""
 
     def __new__(cls):
         return l1_l2()
@@ -33,7 +26,7 @@ def register() -> None:
     `tf.keras.regularizers` under `TF_USE_LEGACY_KERAS=1`) holds them. What is saved stays a plain Keras file.
     In Keras 3 the classes are registered as custom objects, and the string `"l1_l2"` is added; nothing else changes.
 
-    It may be called any number of times, from any thread. A class that was taken out of `tf_keras.regularizers` before,
+    It may be called any number of times. A class that was taken out of `tf_keras.regularizers` before,
     by `from tf_keras.regularizers import L2`, stays the built-in one.
 
     Raises:
@@ -44,38 +37,30 @@ def register() -> None:
     >>> tf_keras.regularizers.get("l2")
     L2(l2=0.01)
     """
-    with _lock:
-        registry.check_supported(_OURS)
-        try:
-            for name, ours in _OURS.items():
-                builtin = getattr(registry.SOURCE, name)
-                if builtin is not ours:
-                    registry.export_like(ours, builtin)
-                    registry.keep_importable(builtin)
-                    _replaced[name] = builtin
-            registry.replace_everywhere([(builtin, _OURS[name]) for name, builtin in _replaced.items()])
-            for cls in _CLASSES:
-                # For reading alone: written into files, this name would keep them from opening without the package.
-                tf_keras.saving.get_custom_objects()[_registered_name(cls)] = cls
-            for cls in _NEW_CLASSES:
-                tf_keras.saving.register_keras_serializable(PACKAGE)(cls)
-            _register_in_keras3()
-            _watch_for_keras3()
-            _check()
-        except BaseException as error:
-            unregister()
-            if not isinstance(error, Exception):  # Ctrl-C
-                raise
-            raise ImportError(
-                f"tfk_regularizers supports {versions.SUPPORTED}. Registration in the installed tf-keras "
-                f"{tf_keras.__version__} failed and has been undone: {error}"
-            ) from error
+    registry.check_supported(_OURS)
+    try:
+        for name, ours in _OURS.items():
+            builtin = getattr(registry.SOURCE, name)
+            if builtin is not ours:
+                registry.export_like(ours, builtin)
+                registry.REPLACED[name] = builtin
+        registry.replace_everywhere([(builtin, _OURS[name]) for name, builtin in registry.REPLACED.items()])
+        for cls in KERAS_PENALTIES:
+            # Only for reading. A file with this name would not open without the package.
+            tf_keras.saving.get_custom_objects()[_registered_name(cls)] = cls
+        for cls in NEW_PENALTIES:
+            tf_keras.saving.register_keras_serializable(PACKAGE)(cls)
+        _register_in_keras3()
+        _check()
+    except Exception as error:
+        unregister()
+        raise ImportError(f"tfk_regularizers supports {versions.SUPPORTED}. Registration failed: {error}") from error
 
 
 def unregister() -> None:
     """Puts tf_keras's own regularizers back, and takes back what was added to Keras 3.
 
-    It may be called any number of times, from any thread. Layers that hold a regularizer of this package keep it.
+    It may be called any number of times. Layers that hold a regularizer of this package keep it.
 
     >>> import tf_keras
     >>> unregister()
@@ -85,22 +70,20 @@ def unregister() -> None:
     >>> tf_keras.regularizers.L2 is L2
     True
     """
-    with _lock:
-        for builtin in _replaced.values():
-            registry.export_like(builtin, builtin)
-        registry.replace_everywhere([(_OURS[name], builtin) for name, builtin in _replaced.items()])
-        registry.forget_importable(_replaced.values())
-        for name in _replaced:
-            registry.forget_export(_OURS[name])
-        _replaced.clear()
-        keras = versions.keras3()
-        for cls in (*_CLASSES, *_NEW_CLASSES):
-            registry.forget_custom_object(tf_keras, cls, _registered_name(cls))
-            if keras is not None:
-                registry.forget_custom_object(keras, cls, _registered_name(cls))
-        table = registry.keras3_identifiers()
-        if table is not None and table.get("l1_l2") is _DefaultL1L2:
-            del table["l1_l2"]
+    for builtin in registry.REPLACED.values():
+        registry.export_like(builtin, builtin)
+    registry.replace_everywhere([(_OURS[name], builtin) for name, builtin in registry.REPLACED.items()])
+    for name in registry.REPLACED:
+        registry.forget_export(_OURS[name])
+    registry.REPLACED.clear()
+    keras = versions.keras3()
+    for cls in (*KERAS_PENALTIES, *NEW_PENALTIES):
+        registry.forget_custom_object(tf_keras, cls, _registered_name(cls))
+        if keras is not None:
+            registry.forget_custom_object(keras, cls, _registered_name(cls))
+    table = registry.keras3_identifiers()
+    if table is not None and table.get("l1_l2") is _DefaultL1L2:
+        del table["l1_l2"]
 
 
 def _registered_name(cls):
@@ -111,30 +94,17 @@ def _register_in_keras3():
     keras = versions.keras3()
     if keras is None:
         return
-    if not issubclass(Penalty, keras.regularizers.Regularizer):  # as it came after this package
-        Penalty.__bases__ = (*versions.regularizer_bases(), *Penalty.__bases__[1:])
-    for cls in (*_CLASSES, *_NEW_CLASSES):
+    for cls in (*KERAS_PENALTIES, *NEW_PENALTIES):
         keras.saving.register_keras_serializable(PACKAGE)(cls)
     table = registry.keras3_identifiers()
     if table is not None:
         table.setdefault("l1_l2", _DefaultL1L2)
 
 
-@functools.cache  # once in a process
-def _watch_for_keras3():
-    def register_if_registered():
-        with _lock:
-            if _replaced:
-                _register_in_keras3()
-
-    versions.when_keras3_is_imported(register_if_registered)
-
-
 def _check():
-    """Every string and every config gives a class of this package, or registration has failed."""
-    source, custom = registry.SOURCE, registry.custom_objects()  # a name of the user's own wins, and is no failure
-    results = [type(source.get(source.serialize(cls()))) is cls for cls in _CLASSES if cls.__name__ not in custom]
-    results += [type(source.get(name)) in _CLASSES for name in IDENTIFIERS if name != "L1L2" and name not in custom]
-    results += [source.serialize(cls()).get("registered_name") is None for cls in _CLASSES]
-    if not all(results):
-        raise RuntimeError("it did not take effect")
+    """Raise RuntimeError unless the configs of the built-in classes give those of this package."""
+    configs = {cls: registry.SOURCE.serialize(cls()) for cls in KERAS_PENALTIES}
+    custom = registry.custom_objects()  # a class of the user's wins, if it has the name of one of these
+    has_effect = all(type(registry.SOURCE.get(configs[cls])) is cls for cls in configs if cls.__name__ not in custom)
+    if not has_effect or any(config.get("registered_name") for config in configs.values()):
+        raise RuntimeError("registration had no effect")

@@ -1,1 +1,1 @@
-"""The host: every touch of an internal of Keras, each checked, each with its reason."""
+"""All uses of internals of Keras."""

@@ -1,8 +1,6 @@
 """Names, exports and custom objects: where Keras looks for a regularizer."""
 
-import importlib
 import sys
-from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -14,23 +12,17 @@ from tfk_regularizers._keras.versions import SUPPORTED, keras3
 # the base class, the one name that registration never replaces.
 SOURCE: ModuleType = sys.modules[tf_keras.regularizers.Regularizer.__module__]
 
+REPLACED: dict[str, Any] = {}  # the built-in objects that registration has replaced, by name
+
 
 def check_supported(names: Any) -> None:
     """Raise ImportError unless every internal that registration needs is where it is expected."""
-    found = {name: getattr(SOURCE, name, None) for name in ("keras_export", *names)}
-    unnamed = [name for name in names if found[name] is not None and "_keras_api_names" not in vars(found[name])]
-    for name in unnamed:
-        value: Any = found[name]
-        if value.__module__ != SOURCE.__name__:
-            raise ImportError(
-                f"tfk_regularizers cannot take the place of `{name}` in {SOURCE.__name__}, for another package has put "
-                f"`{value.__module__}.{value.__qualname__}` there. Import tfk_regularizers first."
-            )
-    missing = [*unnamed, *(name for name, value in found.items() if value is None)]
+    named = {name for name in names if "_keras_api_names" in vars(vars(SOURCE).get(name, SOURCE))}
+    missing = [*(set(names) - named), *([] if hasattr(SOURCE, "keras_export") else ["keras_export"])]
     if missing:
         raise ImportError(
-            f"tfk_regularizers supports {SUPPORTED}, and the installed tf-keras {tf_keras.__version__} lacks "
-            f"{', '.join(sorted(set(missing)))} in {SOURCE.__name__}."
+            f"tfk_regularizers supports {SUPPORTED}, in which {', '.join(sorted(missing))} of {SOURCE.__name__} is "
+            "missing or was replaced. If it was replaced, import tfk_regularizers first."
         )
 
 
@@ -40,38 +32,6 @@ def export_like(new: Any, old: Any) -> None:
     One without the other is worse than neither: files would name a class that they do not open with.
     """
     SOURCE.keras_export(*old._keras_api_names, v1=old._keras_api_names_v1)(new)
-
-
-def keep_importable(builtin: Any) -> None:
-    """Let pickle find what is about to be replaced, and is held elsewhere: it looks for it by name, in any process.
-
-    The module of the public names has a second name, and as a module of that name it keeps what it imports now.
-    """
-    second = importlib.import_module(_SECOND_NAME).__name__
-    if builtin.__module__ == SOURCE.__name__:
-        _first_lines[builtin] = vars(builtin).get("__firstlineno__")
-        builtin.__module__ = second
-    vars(tf_keras.regularizers).pop("__init__", None)  # none of its names
-
-
-def forget_importable(builtins: Iterable[Any]) -> None:
-    """Undo `keep_importable`."""
-    for builtin in builtins:
-        if builtin.__module__ == _SECOND_NAME:
-            builtin.__module__ = SOURCE.__name__
-            line = _first_lines.pop(builtin, None)
-            if line is not None:
-                builtin.__firstlineno__ = line
-    sys.modules.pop(_SECOND_NAME, None)
-
-
-def is_replaced(cls: type) -> bool:
-    """Whether a class is one that `keep_importable` was called for."""
-    return cls.__module__ == _SECOND_NAME
-
-
-_SECOND_NAME = "tf_keras.regularizers.__init__"
-_first_lines: dict[Any, int | None] = {}  # of the replaced: Python 3.13 drops that of a class whose module is set
 
 
 def forget_export(obj: Any) -> None:

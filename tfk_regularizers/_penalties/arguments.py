@@ -1,72 +1,172 @@
-"""Checks of what a constructor is given, and the messages of what fails."""
+"""The arguments of a penalty as attributes: checked whenever they are set, and read at each call."""
 
+import contextlib
 import math
 import operator
-import reprlib
+import warnings
+from collections.abc import Callable
+from typing import Any, Generic, Literal, Protocol, SupportsFloat, TypeAlias, TypeVar, overload
 
 import numpy as np
 import tensorflow as tf
 
+from tfk_regularizers._keras.variables import is_building_model
+from tfk_regularizers._messages import invalid_argument, short_repr
+from tfk_regularizers._penalties.factors import check_factor, factor_value, is_factor_variable
+from tfk_regularizers._tensorflow_internals import is_writing_saved_model
 
-def invalid(argument, expected, received):
-    """The ValueError for a bad argument, in Keras's words."""
-    return ValueError(
-        f"Invalid value for argument `{argument}`. Expected {expected}. Received: {argument}={shown(received)}"
-    )
-
-
-def shown(value):
-    """A repr short enough for a message, whatever the value."""
-    if isinstance(value, tf.Variable):  # the end of its repr, which is cut, says least
-        return f"<a variable of shape {value.shape}, dtype {value.dtype.name}, trainable={value.trainable}>"
-    try:
-        return reprlib.repr(value)
-    except Exception:  # an int of more than 4300 digits has none
-        return f"<{type(value).__name__}>"
+Mode: TypeAlias = Literal["rows", "columns"]
+_Given = TypeVar("_Given")
+_Kept = TypeVar("_Kept")
+READ_IN_GRAPH = "_read_in_graph"
 
 
-def only_legacy_name(kwargs, name, value):
-    value = kwargs.pop("l", value)
-    if kwargs:
-        raise TypeError(
-            f"Argument(s) not recognized by {name}, whose factor is called `{name.lower()}`: "
-            f"{', '.join(map(shown, kwargs))}"
-        )
-    return value
+class _Scalar(Protocol):
+    """The structural type of a `tf.Variable`, for type checkers."""
+
+    @property
+    def shape(self) -> Any: ...
+
+    @property
+    def dtype(self) -> Any: ...
 
 
-def finite(argument, value):
-    """The value as a Python float, if it is one finite real number."""
-    try:
-        array = np.asarray(value)
-        if array.ndim or array.dtype.kind in "cSUmM" or isinstance(array.item(), (str, bytes)):
-            raise TypeError
-        number = float(array.item())
-    except (TypeError, ValueError, OverflowError, NotImplementedError):
-        raise invalid(argument, "a finite number", value) from None
+FactorLike: TypeAlias = SupportsFloat | _Scalar
+
+
+class Argument(Generic[_Given, _Kept]):
+    """An argument of a `Penalty`, as an attribute of its class: checked whenever it is set, and saved in the config.
+
+    Setting it calls `check`, and the attribute holds what that returns. A change after a graph has read the attribute
+    warns, because traced functions keep the old value.
+
+    Args:
+        check: A function from the value that is set to the one that is kept. It raises an error for a bad value.
+
+    Raises:
+        AttributeError: When read, if `__init__` has not set it.
+
+    Warns:
+        UserWarning: When set to another value after a graph, such as the training step of a model, has read it.
+
+    >>> import tensorflow as tf
+    >>> class PowerSum(Penalty):
+    ...     factor = Factor()
+    ...     power = Argument(int)
+    ...
+    ...     def __init__(self, factor=0.01, power=4):
+    ...         self.factor = factor
+    ...         self.power = power
+    ...
+    ...     def __call__(self, x):
+    ...         return self.factor * tf.reduce_sum(x**self.power)
+    >>> PowerSum(0.5, power=2.0).get_config()
+    {'factor': 0.5, 'power': 2}
+    """
+
+    def __init__(self, check: Callable[[Any], _Kept]) -> None:
+        self.check = check
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    @overload
+    def __get__(self, instance: None, owner: Any = None) -> "Argument[_Given, _Kept]": ...
+    @overload
+    def __get__(self, instance: Any, owner: Any = None) -> _Kept: ...
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        if instance is None:
+            return self
+        values = vars(instance)
+        if self.name not in values:
+            raise AttributeError(f"`{type(instance).__name__}.__init__` does not set the argument `{self.name}`.")
+        value = values[self.name]
+        if tf.executing_eagerly():
+            return value
+        if is_writing_saved_model():
+            return saved_value(instance, self.name, value)
+        if not is_building_model():
+            values[READ_IN_GRAPH] = True
+        return value
+
+    def __set__(self, instance: Any, value: _Given) -> None:
+        # A subclass with a `__call__` of its own may keep what it likes here, as in tf_keras.
+        is_overridden = "__call__" in vars(self.owner) and type(instance).__call__ is not self.owner.__call__
+        values, kept = vars(instance), value if is_overridden else self.check(value)
+        old = values.get(self.name)
+        is_same = old is kept or (type(old) is type(kept) and not isinstance(kept, tf.Variable) and old == kept)
+        if READ_IN_GRAPH in values and not is_same:
+            warnings.warn(
+                f"`{self.name}` of a regularizer {type(instance).__name__} was changed after a graph had read it. "
+                "Functions traced before keep the old value. For the training step of a model, call `compile` or "
+                "`set_regularizers` again; for a `tf.function` of your own, make it again. Or let the factor be a "
+                "`tf.Variable(..., trainable=False)`, or use the callback `RegularizationScheduler`.",
+                stacklevel=2,
+            )
+            del values[READ_IN_GRAPH]
+        values[self.name] = kept
+
+
+class Factor(Argument[FactorLike, Any]):
+    """A factor of a `Penalty`, as an attribute of its class: a finite number, or a variable read at each call.
+
+    A number is kept as a Python float, and a step that is already traced keeps the number it was traced with. A scalar
+    floating `tf.Variable(..., trainable=False)` is read at each call, inside traced and compiled functions too:
+    `assign` takes effect at the next step. Files, copies and pickles hold its current number, which has to be finite
+    then, and no variable. Checkpoints hold it only if it is given to them: `tf.train.Checkpoint(model=model,
+    l2=variable)`.
+
+    Raises:
+        ValueError: When set, if the value is neither; when saved or copied, if a variable holds no finite number.
+
+    >>> import tensorflow as tf
+    >>> penalty = L2(tf.Variable(0.5, trainable=False))
+    >>> penalty
+    L2(l2=<variable: 0.5>)
+    >>> penalty.get_config()
+    {'l2': 0.5}
+    """
+
+    def __init__(self) -> None:
+        super().__init__(lambda value: check_factor(self.name, value))
+
+
+def argument_names(cls: type, kind: type = Argument) -> list[str]:
+    """The names of the arguments, or of the factors, of a class and its bases."""
+    found = [name for base in reversed(cls.__mro__) for name, value in vars(base).items() if isinstance(value, kind)]
+    return list(dict.fromkeys([*found, *getattr(cls, "factor_names", ())]))  # which classes for version 0.2 have
+
+
+def saved_value(penalty: Any, name: str, value: Any) -> Any:
+    """An attribute of a penalty as files and copies hold it: a variable as a factor by its number."""
+    if not is_factor_variable(value) or name not in argument_names(type(penalty), Factor):
+        return value
+    number = factor_value(value)
     if not math.isfinite(number):
-        raise invalid(argument, "a finite number", value)
+        raise ValueError(
+            f"The factor `{name}` of {type(penalty).__name__} is {number}, which a file or a copy cannot hold. "
+            f"Expected a finite number. Assign one, or save the weights only. Received: {name}={short_repr(value)}"
+        )
     return number
 
 
-def row_or_column_mode(mode):
-    if not isinstance(mode, str) or mode not in ("rows", "columns"):
-        raise invalid("mode", 'one of {"rows", "columns"}', mode)
-    return str(mode)
+def check_mode(value: Any) -> Any:
+    """The mode, if it is "rows" or "columns"."""
+    if not isinstance(value, str) or value not in ("rows", "columns"):
+        raise invalid_argument("mode", 'one of {"rows", "columns"}', value)
+    return str(value)
 
 
-def checked_flag(argument, value):
+def check_bool(argument: str, value: Any) -> bool:
     """The value as a Python bool, if it is one, or one of NumPy's."""
     if not isinstance(value, (bool, np.bool_)):
-        raise invalid(argument, "True or False", value)
+        raise invalid_argument(argument, "True or False", value)
     return bool(value)
 
 
-def checked_sample_size(value):
-    try:
-        size = operator.index(value)
-    except TypeError:
-        size = 0
-    if size < 2:
-        raise invalid("sample_size", "an integer of at least 2", value)
-    return size
+def check_sample_size(value: Any) -> int:
+    """The sample size, if it is an integer of at least 2."""
+    with contextlib.suppress(TypeError):  # an array may have an `__index__` that fails
+        if operator.index(value) >= 2:
+            return operator.index(value)
+    raise invalid_argument("sample_size", "an integer of at least 2", value)

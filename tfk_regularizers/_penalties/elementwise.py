@@ -1,30 +1,32 @@
 """L1, L2 and the elastic net: sums over the elements, with hand-written gradients that save passes over memory."""
 
 import contextlib
+import functools
+import operator
 from typing import Any, SupportsFloat, TypeVar
 
 import tensorflow as tf
 
+from tfk_regularizers._messages import invalid_argument, short_repr
 from tfk_regularizers._penalties import execution
-from tfk_regularizers._penalties.annotations import Factor, FactorAttribute
-from tfk_regularizers._penalties.arguments import finite, invalid, only_legacy_name
+from tfk_regularizers._penalties.arguments import Factor, FactorLike
 from tfk_regularizers._penalties.base import Penalty
-from tfk_regularizers._penalties.factors import checked_factor, is_zero, scaled
-from tfk_regularizers._penalties.inputs import elements
-from tfk_regularizers._penalties.reductions import result_dtype, sum_by_products, wide
+from tfk_regularizers._penalties.execution import Kernel
+from tfk_regularizers._penalties.factors import is_zero, scale, to_finite_float
+from tfk_regularizers._penalties.inputs import as_elements
+from tfk_regularizers._penalties.reductions import matmul_sum, promote_half, result_dtype
 
 _SomeL2 = TypeVar("_SomeL2", bound="L2")
 
 
-class L1(Penalty, autograph=False):
+class L1(Penalty):
     """Pulls weights to zero, small ones as hard as large ones: adds `l1 * sum(abs(x))` to the loss.
 
     Formula: `l1 * Σ|x|` over all elements of a tensor of any shape, ragged ones included. Gradient: `l1 * sign(x)`, 0
     at 0.
 
-    What the data does not hold against that comes close to zero, not onto it: a step of any of Keras's optimizers leaps
-    over 0 and back. For exact zeros cut what is small after training, as `examples/anneal_l1.py` does; for whole units
-    see `GroupLasso`.
+    Weights get close to zero, not exactly zero: the steps of Keras's optimizers overshoot. For exact zeros, set small
+    weights to zero after training, as `examples/anneal_l1.py` does. For whole units see `GroupLasso`.
 
     May be passed to a layer as the string `"l1"`, which means `L1(l1=0.01)`.
 
@@ -32,21 +34,12 @@ class L1(Penalty, autograph=False):
     float32 result, and large sums keep their digits under XLA.
 
     Args:
-        l1: A finite number, the factor of the penalty; `None` means the default. Defaults to 0.01. One below zero
-            rewards, as in tf_keras. Mutable, and read at each call; a step that is traced already keeps the number that
-            it was traced with. Or a scalar floating `tf.Variable(..., trainable=False)`, which is read at each call
-            inside traced and compiled functions too: `assign` takes effect at the next step. What files, `clone_model`,
-            `deepcopy` and the copies inside a `Bidirectional` carry is its current value, which has to be finite then;
-            `tf.train.Checkpoint` restores the variable. Give it to the regularizer before a layer gets that, or call
-            `set_regularizers` after: a layer takes no notice of a variable that comes later. As an activity
-            regularizer, assign it (`layer.activity_regularizer = L1(variable)`): Keras does not track what the
-            constructor is given, so SavedModels and checkpoints would not find the variable. What is set later is
-            checked as the constructor checks it, but in a subclass with a `__call__` of its own, which may keep there
-            what it likes.
+        l1: The factor of the penalty, a finite number or a variable: see `Factor`. `None` means the default, 0.01. A
+            negative factor rewards large weights, as in tf_keras. It may be changed; see `Factor` for traced steps.
         **kwargs: `l`, the name that `l1` had in old versions of Keras.
 
     Raises:
-        ValueError: If `l1` is not a finite number; when saved or copied, if it is a variable that holds none.
+        ValueError: If `l1` is not a finite number; when saved or copied, if it is a variable with another value.
         TypeError: If there is another keyword argument; when called, if x is not of a floating or complex dtype.
 
     >>> L1(0.5)
@@ -58,18 +51,18 @@ class L1(Penalty, autograph=False):
         Tibshirani, "Regression Shrinkage and Selection via the Lasso", 1996.
     """
 
-    factor_names = ("l1",)
-    l1: FactorAttribute
+    l1 = Factor()
 
-    def __init__(self, l1: Factor | None = 0.01, **kwargs: Factor | None) -> None:
-        l1 = only_legacy_name(kwargs, "L1", l1)
-        self.l1 = checked_factor("l1", 0.01 if l1 is None else l1)
+    def __init__(self, l1: FactorLike | None = 0.01, **kwargs: FactorLike | None) -> None:
+        l1 = _pop_legacy_l(kwargs, "L1", l1)
+        self.l1 = 0.01 if l1 is None else l1
 
+    @tf.autograph.experimental.do_not_convert
     def __call__(self, x: Any) -> tf.Tensor:
-        return scaled(self.l1, absolute_sum(elements("L1", x)))
+        return scale(self.l1, absolute_sum(as_elements("L1", x)))
 
 
-class L2(Penalty, autograph=False):
+class L2(Penalty):
     """Keeps weights small: adds `l2 * sum(square(x))` to the loss.
 
     Formula: `l2 * Σx²` over all elements of a tensor of any shape (`|x|²` for complex ones). Gradient: `2 * l2 * x`.
@@ -85,8 +78,7 @@ class L2(Penalty, autograph=False):
     summed in float32 and give a float32 result, and large sums keep their digits under XLA.
 
     Args:
-        l2: A finite number, the factor of the penalty; `None` means the default. Defaults to 0.01. Mutable, and read at
-            each call. Or a variable, as for `L1`.
+        l2: The factor of the penalty, a finite number or a variable: see `Factor`. `None` means the default, 0.01.
         **kwargs: `l`, the name that `l2` had in old versions of Keras.
 
     Raises:
@@ -102,15 +94,15 @@ class L2(Penalty, autograph=False):
         Hoerl and Kennard, "Ridge Regression: Biased Estimation for Nonorthogonal Problems", 1970.
     """
 
-    factor_names = ("l2",)
-    l2: FactorAttribute
+    l2 = Factor()
 
-    def __init__(self, l2: Factor | None = 0.01, **kwargs: Factor | None) -> None:
-        l2 = only_legacy_name(kwargs, "L2", l2)
-        self.l2 = checked_factor("l2", 0.01 if l2 is None else l2)
+    def __init__(self, l2: FactorLike | None = 0.01, **kwargs: FactorLike | None) -> None:
+        l2 = _pop_legacy_l(kwargs, "L2", l2)
+        self.l2 = 0.01 if l2 is None else l2
 
+    @tf.autograph.experimental.do_not_convert
     def __call__(self, x: Any) -> tf.Tensor:
-        return scaled(self.l2, half_square_sum(elements("L2", x)), times=2.0)
+        return scale(self.l2, half_square_sum(as_elements("L2", x)), constant=2.0)
 
     @classmethod
     def from_weight_decay(cls: type[_SomeL2], decay: SupportsFloat) -> _SomeL2:
@@ -143,11 +135,11 @@ class L2(Penalty, autograph=False):
             Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019.
         """
         if hasattr(decay, "assign"):
-            raise invalid("decay", "a finite number", decay)
-        return cls(finite("decay", decay) / 2)
+            raise invalid_argument("decay", "a finite number", decay)
+        return cls(to_finite_float("decay", decay) / 2)
 
 
-class L1L2(Penalty, autograph=False):
+class L1L2(Penalty):
     """Adds `l1 * sum(abs(x)) + l2 * sum(square(x))` to the loss (the elastic net).
 
     Formula: `l1 * Σ|x| + l2 * Σx²` over all elements of a tensor of any shape. Gradient: `l1 * sign(x) + 2 * l2 * x`,
@@ -158,9 +150,9 @@ class L1L2(Penalty, autograph=False):
     Differs from tf_keras: as for `L1` and `L2`.
 
     Args:
-        l1: A finite number, the factor of the sum of absolute values; `None` means the default. Defaults to 0.0.
-        l2: A finite number, the factor of the sum of squares; `None` means the default. Defaults to 0.0. Both are
-            mutable, and read at each call. Or variables, as for `L1`.
+        l1: The factor of the sum of absolute values, a finite number or a variable: see `Factor`. `None` means the
+            default, 0.0.
+        l2: The factor of the sum of squares, likewise.
 
     Raises:
         ValueError: If `l1` or `l2` is not a finite number.
@@ -175,29 +167,25 @@ class L1L2(Penalty, autograph=False):
         Zou and Hastie, "Regularization and Variable Selection via the Elastic Net", 2005.
     """
 
-    factor_names = ("l1", "l2")
-    l1: FactorAttribute
-    l2: FactorAttribute
+    l1 = Factor()
+    l2 = Factor()
 
-    def __init__(self, l1: Factor | None = 0.0, l2: Factor | None = 0.0) -> None:
-        self.l1 = checked_factor("l1", 0.0 if l1 is None else l1)
-        self.l2 = checked_factor("l2", 0.0 if l2 is None else l2)
+    def __init__(self, l1: FactorLike | None = 0.0, l2: FactorLike | None = 0.0) -> None:
+        self.l1 = 0.0 if l1 is None else l1
+        self.l2 = 0.0 if l2 is None else l2
 
+    @tf.autograph.experimental.do_not_convert
     def __call__(self, x: Any) -> tf.Tensor:
-        x = elements("L1L2", x)
-        if is_zero(self.l1) and is_zero(self.l2):
-            return tf.zeros([], result_dtype(x))
-        if is_zero(self.l1):
-            return scaled(self.l2, half_square_sum(x), times=2.0)
-        if is_zero(self.l2):
-            return scaled(self.l1, absolute_sum(x))
-        are_numbers = not (isinstance(self.l1, tf.Variable) or isinstance(self.l2, tf.Variable))
-        if are_numbers and execution.route(x) in ("XLA", "fused"):  # in one pass over memory
-            return elastic_net(x, float(self.l1), float(self.l2))
-        return scaled(self.l1, absolute_sum(x)) + scaled(self.l2, half_square_sum(x), times=2.0)
+        x = as_elements("L1L2", x)
+        are_numbers = all(isinstance(factor, (int, float)) and factor != 0 for factor in (self.l1, self.l2))
+        if are_numbers and execution.choose_kernel(x) in (Kernel.MATMUL_SUMS, Kernel.XLA_CLUSTER):
+            return elastic_net_sum(x, float(self.l1), float(self.l2))  # one pass over memory
+        terms = [] if is_zero(self.l1) else [scale(self.l1, absolute_sum(x))]
+        terms += [] if is_zero(self.l2) else [scale(self.l2, half_square_sum(x), constant=2.0)]
+        return functools.reduce(operator.add, terms) if terms else tf.zeros([], result_dtype(x))
 
 
-def l1_l2(l1: Factor | None = 0.01, l2: Factor | None = 0.01) -> L1L2:
+def l1_l2(l1: FactorLike | None = 0.01, l2: FactorLike | None = 0.01) -> L1L2:
     """Returns `L1L2(l1, l2)`, with the defaults that the string `"l1_l2"` stands for.
 
     Args:
@@ -217,48 +205,56 @@ def l1_l2(l1: Factor | None = 0.01, l2: Factor | None = 0.01) -> L1L2:
 
 
 def absolute_sum(x):
-    """Σ|x|, a scalar of `result_dtype(x)`, and 0 the gradient at 0."""
-    return _sum(x, tf.abs, lambda x, dy: dy * tf.sign(x))
+    """Σ|x|, a scalar of `result_dtype(x)`, with the gradient sign(x)."""
+    return _sum(x, tf.abs, lambda x, upstream: upstream * tf.sign(x))
 
 
 def half_square_sum(x):
     """½ Σ|x|², a scalar of `result_dtype(x)`."""
-    x = wide(x)
+    x = promote_half(x)
     if x.dtype.is_complex:
         return half_square_sum(tf.math.real(x)) + half_square_sum(tf.math.imag(x))
-    if execution.route(x) == "XLA":
-        return 0.5 * sum_by_products(tf.square(x))
-    if execution.in_vectorized_map():  # which has nothing to put in the place of an l2_loss but a loop
-        return 0.5 * tf.reduce_sum(tf.square(x))
+    if execution.choose_kernel(x) is Kernel.MATMUL_SUMS:
+        return 0.5 * matmul_sum(tf.square(x))
     return tf.nn.l2_loss(x)  # one pass, without writing the squares, and one for the gradient
 
 
-def elastic_net(x, l1, l2):
-    """l1 Σ|x| + l2 Σ|x|², a scalar of `result_dtype(x)`, for numbers l1 and l2 that are not both 0, in a single sum."""
-    scale = max(abs(l1), abs(l2))  # applied to the sum: times small elements, small factors would vanish
-    return scale * _sum(
+def elastic_net_sum(x, l1, l2):
+    """l1 Σ|x| + l2 Σ|x|², a scalar of `result_dtype(x)`, in one sum. The numbers l1 and l2 are not both 0."""
+    largest = max(abs(l1), abs(l2))  # applied to the sum: times small elements, small factors would vanish
+    l1, l2 = l1 / largest, l2 / largest
+    return largest * _sum(
         x,
-        lambda x: l1 / scale * tf.abs(x) + l2 / scale * tf.square(tf.abs(x)),
-        lambda x, dy: (dy * (l1 / scale)) * tf.sign(x) + (dy * (2.0 * l2 / scale)) * x,
+        lambda x: l1 * tf.abs(x) + l2 * tf.square(tf.abs(x)),
+        lambda x, upstream: (upstream * l1) * tf.sign(x) + (upstream * 2.0 * l2) * x,
     )
 
 
 def _sum(x, terms, gradient):
-    """The sum of `terms(x)`, with the gradient by hand or by TensorFlow, as `execution.route` says."""
-    route = execution.route(x)
-    by_products = route == "XLA" or (route == "fused" and execution.XLA_ADDS_ONE_BY_ONE)
-    reduce_sum = sum_by_products if by_products else tf.reduce_sum
-    if route == "plain" or x.dtype.is_complex:  # complex gradients are left to TensorFlow
-        return reduce_sum(terms(wide(x)))
-    scope = tf.xla.experimental.jit_scope if route == "fused" else contextlib.nullcontext
+    """The sum of `terms(x)`, whose gradient is `gradient(x, upstream)`, by the kernel that suits x."""
+    kernel = execution.choose_kernel(x)
+    in_cluster = kernel is Kernel.XLA_CLUSTER
+    by_matmul = kernel is Kernel.MATMUL_SUMS or (in_cluster and execution.XLA_SUMS_SEQUENTIALLY)
+    reduce_sum = matmul_sum if by_matmul else tf.reduce_sum
+    if kernel is Kernel.PLAIN or x.dtype.is_complex:
+        return reduce_sum(terms(promote_half(x)))
+    scope = tf.xla.experimental.jit_scope if in_cluster else contextlib.nullcontext
 
     @tf.custom_gradient
-    def by_hand(x):
-        def backward(dy):
+    def differentiable(x):
+        def backward(upstream):
             with scope():
-                return tf.cast(gradient(wide(x), dy), x.dtype)
+                return tf.cast(gradient(promote_half(x), upstream), x.dtype)
 
         with scope():
-            return reduce_sum(terms(wide(execution.inside(x)))), backward
+            return reduce_sum(terms(promote_half(execution.detach_from_eager_tape(x)))), backward
 
-    return by_hand(execution.here(x))
+    return differentiable(execution.capture_in_current_graph(x))
+
+
+def _pop_legacy_l(kwargs, name, value):
+    """The factor, which old versions of Keras call `l`."""
+    value = kwargs.pop("l", value)
+    if kwargs:
+        raise TypeError(f"{name} has no argument {', '.join(map(short_repr, kwargs))}. Its factor is `{name.lower()}`.")
+    return value

@@ -1,76 +1,77 @@
-"""Factors of a penalty: numbers, or variables that are read at each call."""
+"""Factors of a penalty: finite numbers, or scalar variables that are read at each call."""
 
-import inspect
+import math
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tfk_regularizers._penalties.arguments import finite, invalid, shown
+from tfk_regularizers._keras.variables import without_autocast
+from tfk_regularizers._messages import invalid_argument, short_repr
 
 
-def checked_factor(argument, value):
-    """The value as a Python float; or as it is, if it is a variable to be read at each call."""
-    if _is_schedule(value):
-        expected = "a finite number; what follows a schedule is `fit(callbacks=[RegularizationScheduler(schedule)])`"
-        raise invalid(argument, expected, value)
+def check_factor(argument: str, value: Any) -> Any:
+    """The value as a Python float, or itself if it is a variable that may serve as a factor."""
+    if callable(value) and not isinstance(value, tf_keras.regularizers.Regularizer):
+        expected = "a finite number; for a schedule use `fit(callbacks=[RegularizationScheduler(schedule)])`"
+        raise invalid_argument(argument, expected, value)
     if isinstance(value, str) and value in ("rows", "columns"):
-        raise invalid(argument, f"a finite number (did you mean `mode={value!r}`?)", value)
+        raise invalid_argument(argument, f"a finite number (did you mean `mode={value!r}`?)", value)
     if not hasattr(value, "assign"):
-        return finite(argument, value)
-    if not may_be_live(value):
-        raise invalid(argument, "a finite number, or a scalar floating tf.Variable(..., trainable=False)", value)
-    if value.synchronization is tf.VariableSynchronization.ON_READ and value.aggregation not in _SAME_EVERYWHERE:
-        expected = "a variable that replicas read as it is, with an aggregation of MEAN or ONLY_FIRST_REPLICA"
-        raise invalid(argument, expected, f"<a variable of {value.synchronization} and {value.aggregation}>")
+        return to_finite_float(argument, value)
+    if not is_factor_variable(value):
+        expected = "a finite number, or a scalar floating tf.Variable(..., trainable=False)"
+        raise invalid_argument(argument, expected, value)
     return value
 
 
-def _is_schedule(value):
-    """Whether the value is a function or a learning rate schedule of either Keras, or the class of one."""
-    kinds = (value if isinstance(value, type) else type(value)).__mro__
-    return inspect.isroutine(value) or any(kind.__name__ == "LearningRateSchedule" for kind in kinds)
+def to_finite_float(argument: str, value: Any) -> float:
+    """The value as a Python float; ValueError unless it is one finite real number."""
+    try:
+        array = np.asarray(value)
+        if array.ndim or array.dtype.kind in "cSUmM" or isinstance(array.item(), (str, bytes)):
+            raise TypeError
+        number = float(array.item())
+    except (TypeError, ValueError, OverflowError, NotImplementedError):
+        raise invalid_argument(argument, "a finite number", value) from None
+    if not math.isfinite(number):
+        raise invalid_argument(argument, "a finite number", value)
+    return number
 
 
-_SAME_EVERYWHERE = (tf.VariableAggregation.MEAN, tf.VariableAggregation.ONLY_FIRST_REPLICA)
-
-
-def may_be_live(value):
-    """Whether the value is a variable of the kind that serves as a factor."""
+def is_factor_variable(value: Any) -> bool:
+    """Whether the value is a variable of the kind that may serve as a factor."""
     return isinstance(value, tf.Variable) and value.shape == () and value.dtype.is_floating and not value.trainable
 
 
-def current(factor):
-    """A factor as a number; a variable that is mirrored on replicas has no `float`."""
+def factor_value(factor: Any) -> float:
+    """The current number of a factor, also while a function is traced."""
     if not isinstance(factor, tf.Variable):
         return float(factor)
-    with tf.init_scope():  # the number that it has while a function is traced
+    with tf.init_scope():
         if tf.executing_eagerly():
-            return float(factor.numpy())
-    return float(tf_keras.backend.get_value(factor))  # of a graph of TensorFlow 1
+            return float(factor.numpy())  # a variable that is mirrored on replicas has no `float`
+    return float(tf_keras.backend.get_value(factor))  # in a TensorFlow 1 graph
 
 
-def readable(value):
-    """What a repr shows of an attribute when it cannot show the config, and of any variable."""
+def factor_repr(value: Any) -> str:
+    """What a penalty's repr shows for an attribute: a variable with its number."""
     try:
-        return f"<variable: {current(value)}>" if isinstance(value, tf.Variable) else shown(value)
+        return f"<variable: {factor_value(value)}>" if isinstance(value, tf.Variable) else short_repr(value)
     except Exception:
-        return shown(value)
+        return short_repr(value)
 
 
-def is_zero(factor):
+def is_zero(factor: Any) -> bool:
+    """Whether the factor is the number 0."""
     return not isinstance(factor, tf.Variable) and factor == 0
 
 
-def scaled(factor, value, times=1.0):
-    """times * factor * value in the dtype of the value."""
-    if isinstance(factor, (int, float)) and abs(times * factor) <= float(value.dtype.max):
-        return tf.constant(times * factor, value.dtype) * value
-    factor = at_full_precision(factor)
+def scale(factor: Any, value: tf.Tensor, constant: float = 1.0) -> tf.Tensor:
+    """constant * factor * value, in the dtype of the value."""
+    if isinstance(factor, (int, float)) and abs(constant * factor) <= float(value.dtype.max):
+        return tf.constant(constant * factor, value.dtype) * value
+    factor = without_autocast(factor)
     factor = tf.cast(factor, value.dtype) if tf.is_tensor(factor) else tf.constant(factor, value.dtype)
-    return factor * (times * value)
-
-
-def at_full_precision(variable: Any) -> Any:
-    """What is inside a variable that Keras casts to a half wherever a layer under mixed precision reads it."""
-    return getattr(variable, "_variable", variable) if "AutoCast" in type(variable).__name__ else variable
+    return factor * (constant * value)

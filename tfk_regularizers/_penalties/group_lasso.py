@@ -1,22 +1,20 @@
 """Group lasso: the sum of the lengths of the columns or rows of a kernel, which takes whole ones to zero."""
 
 import math
-from types import MappingProxyType
 from typing import Any
 
 import tensorflow as tf
 
-from tfk_regularizers._penalties.annotations import Factor, FactorAttribute, Mode
-from tfk_regularizers._penalties.arguments import row_or_column_mode
+from tfk_regularizers._penalties.arguments import Argument, Factor, FactorLike, Mode, check_mode
 from tfk_regularizers._penalties.base import Penalty
-from tfk_regularizers._penalties.factors import checked_factor, scaled
-from tfk_regularizers._penalties.inputs import matrix
+from tfk_regularizers._penalties.factors import scale
+from tfk_regularizers._penalties.inputs import as_matrix
 from tfk_regularizers._penalties.lengths import lengths
 from tfk_regularizers._penalties.reductions import size
-from tfk_regularizers._penalties.shards import parts, whole
+from tfk_regularizers._penalties.shards import resolve_shards, shard_list
 
 
-class GroupLasso(Penalty, autograph=False):
+class GroupLasso(Penalty):
     """Pulls whole units to zero, for pruning them: adds the lengths of the columns (or rows) of a kernel.
 
     Formula: `factor * sqrt(d) * Σᵢ ‖xᵢ‖₂`, where the xᵢ are the columns (or rows) of the matrix x, and d is the number
@@ -30,23 +28,22 @@ class GroupLasso(Penalty, autograph=False):
     units of a `Dense` layer and the filters of a convolution, `mode="rows"` for the inputs of a `Dense` layer and the
     tokens of an `Embedding`.
 
-    A gradient step takes a group close to zero, and across it, but rarely onto it: cut what is short after training, as
-    below; `examples/prune_units.py` makes the smaller model of what is left.
+    Gradient steps take a group close to zero and across it, but rarely onto it: cut short groups after training, as
+    below. `examples/prune_units.py` makes the smaller model that remains.
 
-    A parameter server strategy that partitions a variable, which it does by rows, calls its regularizer once a shard.
-    Of columns the first pays for the whole, by the sums of squares of all shards, and the others give 0; rows are whole
-    in each.
+    A parameter server strategy partitions variables by rows. With `mode="columns"` the penalty of the first shard is
+    that of the whole variable, by the sums of squares of all shards, and that of the others is 0. With `mode="rows"`
+    each shard has the penalty of its rows.
 
     tf_keras has no such class. It is registered as `tfk_regularizers>GroupLasso`, and a file that contains one opens
     only where this package is imported. float16 and bfloat16 are summed in float32 and give a float32 result.
 
     Args:
-        factor: A finite number, the factor of the penalty; or a variable, as for `L1`. Defaults to 0.01. Mutable, and
-            read at each call.
+        factor: The factor of the penalty, a finite number or a variable: see `Factor`. Defaults to 0.01.
         mode: `"columns"` or `"rows"`, the groups. Defaults to `"columns"`.
 
     Raises:
-        ValueError: If `factor` is not a finite number or `mode` is none of the two; when called, if x has fewer than
+        ValueError: If `factor` is not a finite number or `mode` is neither of the two; when called, if x has fewer than
             two axes.
         TypeError: When called, if x is not of a floating dtype.
 
@@ -72,29 +69,25 @@ class GroupLasso(Penalty, autograph=False):
         Structured Sparsity in Deep Neural Networks", 2016.
     """
 
-    factor_names = ("factor",)
-    factor: FactorAttribute
-    mode: Mode
-    _checks = MappingProxyType({"mode": row_or_column_mode})
+    factor = Factor()
+    mode = Argument[Mode, Mode](check_mode)
 
-    def __init__(self, factor: Factor = 0.01, mode: Mode = "columns") -> None:
-        self.factor = checked_factor("factor", factor)
-        self.mode = row_or_column_mode(mode)
+    def __init__(self, factor: FactorLike = 0.01, mode: Mode = "columns") -> None:
+        self.factor = factor
+        self.mode = mode
 
+    @tf.autograph.experimental.do_not_convert
     def __call__(self, inputs: Any) -> tf.Tensor:
-        axis = 0 if row_or_column_mode(self.mode) == "columns" else 1
-        if axis == 0:  # variables are partitioned by rows, and no row is in two of the shards
-            inputs = whole("GroupLasso", inputs)
-            if inputs is None:
-                return tf.zeros([])
-        matrices = [matrix("GroupLasso", part) for part in (parts(inputs) if axis == 0 else [inputs])]
+        axis = 0 if self.mode == "columns" else 1
+        if axis == 0:  # variables are partitioned by rows: a column has elements in all shards, a row is in one
+            inputs = resolve_shards(inputs)
+        if inputs is None:
+            return tf.zeros([])
+        matrices = [as_matrix("GroupLasso", shard) for shard in shard_list(inputs)]
         norms = [lengths(x, axis) for x in matrices]
-        if len(norms) > 1:  # a column's length is that of the vector of the lengths of its shards
+        if len(norms) > 1:  # a column's length is that of the vector of its lengths in the shards
             norms = [lengths(tf.concat(norms, axis), axis)]
-        total, d = tf.reduce_sum(norms[0]), sum(size(x, axis) for x in matrices)
-        if isinstance(d, int):
-            return scaled(self.factor, total, times=math.sqrt(d))
-        return scaled(self.factor, tf.sqrt(tf.cast(d, total.dtype)) * total)
-
-    def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"mode": self.mode}
+        total, group_size = tf.reduce_sum(norms[0]), sum(size(x, axis) for x in matrices)
+        if isinstance(group_size, int):
+            return scale(self.factor, total, constant=math.sqrt(group_size))
+        return scale(self.factor, tf.sqrt(tf.cast(group_size, total.dtype)) * total)

@@ -1,18 +1,23 @@
 """The L2 lengths of the rows or columns of a matrix."""
 
+import functools
 import math
 
 import tensorflow as tf
 
 from tfk_regularizers._penalties import execution
-from tfk_regularizers._penalties.reductions import in_parts, row_sums, wide
+from tfk_regularizers._penalties.execution import Kernel
+from tfk_regularizers._penalties.reductions import promote_half, reduce_in_blocks, row_sums
+from tfk_regularizers._tensorflow_internals import is_compiled_by_xla
 
-# Longer slices are summed in parts. On a CPU those of a column stay in the cache, which is faster from 1024 rows on.
+# Longer slices are summed in blocks. On a CPU the blocks of a column stay in the cache: faster from 1024 rows on.
 _LONG = 4096
 _LONG_COLUMN_ON_CPU = 1024
-# From 2.22 on XLA sums in parts itself, and has a kernel of `reduce_euclidean_norm`. Before, it may come to compile a
-# function that was traced without it.
-_XLA_IS_NEW = execution.TENSORFLOW >= (2, 22)
+# From 2.22 on XLA sums in blocks itself, and has a kernel for `reduce_euclidean_norm`. Earlier versions lack it, and a
+# function that is traced without XLA may be compiled by XLA later.
+_HAS_NORM_UNDER_XLA = execution.TENSORFLOW >= (2, 22)
+_SUMS = functools.partial(tf.reduce_sum, keepdims=True)
+_NORMS = functools.partial(tf.math.reduce_euclidean_norm, keepdims=True)  # one pass over memory
 
 
 def lengths(x, axis):
@@ -21,29 +26,28 @@ def lengths(x, axis):
     The gradient is the slice divided by its length, and 0 for a slice of zeros. It reads the lengths as they are
     returned, through which it can be differentiated again.
     """
-    if not execution.may_loop(x) or execution.saving():  # the custom gradient, or its own gradient, would be lost
-        return _differentiable(wide(x), axis)
+    if not execution.supports_blocking(x):  # forward mode would lose the custom gradient
+        return _differentiable_lengths(promote_half(x), axis)
     returned = []
 
     @tf.custom_gradient
     def differentiable(x):
         def gradient(upstream):
-            return tf.cast(wide(x) * tf.math.divide_no_nan(upstream, returned[0]), x.dtype)
+            return tf.cast(promote_half(x) * tf.math.divide_no_nan(upstream, returned[0]), x.dtype)
 
-        return _lengths(wide(execution.inside(x)), axis), gradient
+        return _lengths(promote_half(execution.detach_from_eager_tape(x)), axis), gradient
 
-    returned.append(differentiable(execution.here(x)))
+    returned.append(differentiable(execution.capture_in_current_graph(x)))
     return returned[0]
 
 
 def _lengths(x, axis):
-    if execution.under_xla() or not (_XLA_IS_NEW or tf.executing_eagerly()):
+    if is_compiled_by_xla() or not (_HAS_NORM_UNDER_XLA or tf.executing_eagerly()):
         return tf.sqrt(squared_lengths(x, axis))
-    # Squares and sums in one pass over memory.
-    return in_parts(lambda x, axis: tf.math.reduce_euclidean_norm(x, axis, keepdims=True), x, axis, _long(x, axis))
+    return reduce_in_blocks(_NORMS, x, axis, _longest_unblocked(x, axis))
 
 
-def _differentiable(x, axis):
+def _differentiable_lengths(x, axis):
     """The lengths by operations that TensorFlow differentiates, with derivative 0 at a length of 0."""
     squares = squared_lengths(x, axis)
     # Without `stop_gradient` forward-over-forward mode fails at the comparison.
@@ -53,22 +57,19 @@ def _differentiable(x, axis):
 
 def squared_lengths(x, axis):
     """Sums of squares along an axis of a matrix, which is kept with size 1."""
-    return in_parts(_sums_by_products if execution.route(x) == "XLA" else _sums, tf.square(x), axis, _long(x, axis))
+    sums = _matmul_sums if execution.choose_kernel(x) is Kernel.MATMUL_SUMS else _SUMS
+    return reduce_in_blocks(sums, tf.square(x), axis, _longest_unblocked(x, axis))
 
 
-def _long(x, axis):
-    """Above how many elements a slice is summed in parts."""
-    if execution.under_dtensor() or (_XLA_IS_NEW and execution.under_xla()):  # layouts do not follow, XLA has its own
+def _longest_unblocked(x, axis):
+    """The number of elements above which a slice is summed in blocks."""
+    if _HAS_NORM_UNDER_XLA and is_compiled_by_xla():  # XLA has blocks of its own
         return math.inf
     return _LONG_COLUMN_ON_CPU if axis == 0 and execution.on_cpu(x) else _LONG
 
 
-def _sums(x, axis):
-    return tf.reduce_sum(x, axis, keepdims=True)
-
-
-def _sums_by_products(x, axis):
-    """Sums of rows, or of the columns of several parts, by a product with ones."""
+def _matmul_sums(x, axis):
+    """Sums of rows, or of the columns of several blocks, by a product with ones."""
     if axis == x.shape.rank - 1:
         return row_sums(x)[..., tf.newaxis]
-    return tf.matmul(tf.ones([1, tf.shape(x)[1]], x.dtype), x) if x.shape.rank == 3 else _sums(x, axis)
+    return tf.matmul(tf.ones([1, tf.shape(x)[1]], x.dtype), x) if x.shape.rank == 3 else _SUMS(x, axis)

@@ -26,24 +26,23 @@ References: Rabe and Staats, "Self-attention Does Not Need O(n²) Memory", 2021,
 for gathering what is needed of an n x n matrix of products tile by tile instead of storing it.
 """
 
-from types import MappingProxyType
 from typing import Any
 
 import tensorflow as tf
 
 from tfk_regularizers._penalties import execution
-from tfk_regularizers._penalties.annotations import Factor, FactorAttribute, Mode
-from tfk_regularizers._penalties.arguments import row_or_column_mode
+from tfk_regularizers._penalties.arguments import Argument, Factor, FactorLike, Mode, check_mode
 from tfk_regularizers._penalties.base import Penalty
-from tfk_regularizers._penalties.factors import checked_factor, scaled
-from tfk_regularizers._penalties.inputs import matrix
-from tfk_regularizers._penalties.reductions import row_sums, size, wide
-from tfk_regularizers._penalties.shards import whole
+from tfk_regularizers._penalties.factors import scale
+from tfk_regularizers._penalties.inputs import as_matrix
+from tfk_regularizers._penalties.reductions import promote_half, row_sums, size
+from tfk_regularizers._penalties.shards import resolve_shards
+from tfk_regularizers._tensorflow_internals import is_compiled_by_xla, is_recorded
 
 _EPSILON = 1e-12  # as in tf.math.l2_normalize
 
 
-class OrthogonalRegularizer(Penalty, autograph=False):
+class OrthogonalRegularizer(Penalty):
     """Pushes the rows (or columns) of a kernel to be orthogonal to each other.
 
     Formula: `factor` times the mean over all unordered pairs i < j of `|⟨x̂ᵢ, x̂ⱼ⟩|`, where the x̂ are the rows (or
@@ -51,16 +50,16 @@ class OrthogonalRegularizer(Penalty, autograph=False):
     With fewer than two rows there is no pair, and the penalty is 0. Gradient: that of the formula, with `sign(0) = 0`,
     so a zero row stays where it is; for a row shorter than 1e-6 it is the one of `x * 1e6`.
 
-    A parameter server strategy that partitions a variable calls its regularizer once a shard: the first pays for the
-    whole, which a worker puts together for that, and the others give 0.
+    If a parameter server strategy has partitioned a variable, the penalty of the first shard is that of the whole
+    variable, which a worker concatenates, and that of the others is 0.
 
     Above 1024 rows, or half of the columns if that is more, the pairs are computed in blocks of rows: in two halves for
     the gradient of up to 4096 rows and four times the columns, in more blocks otherwise. (On a GPU or a TPU there are
     blocks above 8192 rows, or twice the columns, and no halves.) Time for n rows of d elements: 0.5 n² d multiply-adds
     for the value and 1.5 n² d with the gradient; in one block 1 and 2, in two halves 1.75. Peak memory: about
-    n t + 5 n d numbers, with t ≤ 512 rows in a block on a CPU and t ≤ d in a half; it does not grow with n². (Under
-    DTensor and in forward mode there is one Gram matrix, and it takes about 3 n².) Where a kernel is large,
-    `SampledOrthogonalRegularizer` takes a fraction of the time.
+    n t + 5 n d numbers, with t ≤ 512 rows in a block on a CPU and t ≤ d in a half; it does not grow with n². (In
+    forward mode there is one Gram matrix, and it takes about 3 n².) For a large kernel, `SampledOrthogonalRegularizer`
+    takes a fraction of the time. On a DTensor mesh only L1, L2 and L1L2 work.
 
     A kernel of more than two axes is taken as the matrix (product of all axes but the last, last axis). What is made
     orthogonal:
@@ -79,20 +78,19 @@ class OrthogonalRegularizer(Penalty, autograph=False):
     | `MultiHeadAttention`, query, key, value | (features, heads, size) | features of a head | the entries of a head |
     | `MultiHeadAttention`, output | (heads, size, features) | entries of the heads | the output features |
 
-    Cosines are the choice where the directions alone should differ, whatever the lengths, and where a small overlap
-    should go to exactly zero: scale does not matter, and every pair is pulled alike. `SoftOrthogonalRegularizer` takes
-    squares of inner products, which also pull the lengths to 1.
+    Choose cosines if only the directions should differ, whatever the lengths, and if small overlaps should go to zero:
+    the scale does not matter, and every pair is pulled alike. `SoftOrthogonalRegularizer` takes squares of inner
+    products, which also pull the lengths to 1.
 
     Differs from tf_keras: kernels of more than two axes, single rows and unknown shapes work, float16 and bfloat16 are
     computed in float32 and give a float32 result.
 
     Args:
-        factor: A finite number, the factor of the penalty. Defaults to 0.01. Mutable, and read at each call. Or a
-            variable, as for `L1`.
+        factor: The factor of the penalty, a finite number or a variable: see `Factor`. Defaults to 0.01.
         mode: `"rows"` or `"columns"`. Defaults to `"rows"`.
 
     Raises:
-        ValueError: If `factor` is not a finite number or `mode` is none of the two; when called, if x has fewer than
+        ValueError: If `factor` is not a finite number or `mode` is neither of the two; when called, if x has fewer than
             two axes.
         TypeError: When called, if x is not of a floating dtype.
 
@@ -108,106 +106,98 @@ class OrthogonalRegularizer(Penalty, autograph=False):
         "Regularizing CNNs with Locally Constrained Decorrelations", 2017.
     """
 
-    factor_names = ("factor",)
-    factor: FactorAttribute
-    mode: Mode
-    _checks = MappingProxyType({"mode": row_or_column_mode})
+    factor = Factor()
+    mode = Argument[Mode, Mode](check_mode)
 
-    def __init__(self, factor: Factor = 0.01, mode: Mode = "rows") -> None:
-        self.factor = checked_factor("factor", factor)
-        self.mode = row_or_column_mode(mode)
+    def __init__(self, factor: FactorLike = 0.01, mode: Mode = "rows") -> None:
+        self.factor = factor
+        self.mode = mode
 
+    @tf.autograph.experimental.do_not_convert
     def __call__(self, inputs: Any) -> tf.Tensor:
-        inputs = whole("OrthogonalRegularizer", inputs)
+        inputs = resolve_shards(inputs)
         if inputs is None:
             return tf.zeros([])
-        x = matrix("OrthogonalRegularizer", inputs)
-        if row_or_column_mode(self.mode) == "columns":
+        x = as_matrix("OrthogonalRegularizer", inputs)
+        if self.mode == "columns":
             x = tf.transpose(x)
-        return scaled(self.factor, mean_absolute_cosine(x))
-
-    def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"mode": self.mode}
+        return scale(self.factor, mean_absolute_cosine(x))
 
 
 def mean_absolute_cosine(x):
     """Mean over the unordered pairs i < j of |⟨x̂ᵢ, x̂ⱼ⟩|, x̂ the L2-normalized rows of the matrix x; 0 without a pair."""
-    if not execution.may_loop(x):
-        cosines = _by_plain_ops(x)
+    if not execution.supports_blocking(x):  # by operations that forward mode follows at any shape
+        u, *_ = _normalize(x)
+        gram = tf.matmul(u, u, transpose_b=True)
+        cosines = tf.reduce_sum(tf.abs(gram - gram * tf.eye(size(gram, 0), dtype=gram.dtype)))
+    elif execution.prefers_single_gram(x):
+        cosines = _sum_by_single_gram(_normalize(x)[0])
     else:
-        cosines = _in_few_ops(_normalized(x)[0]) if execution.is_small(x) else _in_blocks(x)
+        cosines = _sum_by_blocks(x)
     n = tf.cast(size(x, 0), cosines.dtype)
     return cosines / tf.maximum(n * (n - 1.0), 1.0)
 
 
-def _normalized(x):
-    """The rows of x at length 1, the squares of their lengths, and by what they were multiplied."""
-    x = wide(x)
+def _normalize(x):
+    """The rows of x at length 1, the squares of their lengths, and the inverses of their lengths."""
+    x = promote_half(x)
     squares = tf.reduce_sum(tf.square(x), axis=1, keepdims=True)
     inverse = tf.math.rsqrt(tf.maximum(squares, _EPSILON))
     return x * inverse, squares, inverse
 
 
-def _by_plain_ops(x):
-    """⟨u, S u⟩ by the whole of G, and by what DTensor follows: no diagonal is set there, and no rows are transposed."""
-    u, *_ = _normalized(x)
-    gram = tf.matmul(u, tf.transpose(u))
-    gram = tf.abs(gram - gram * execution.identity_beside(gram))
-    return tf.reduce_sum(gram if execution.under_dtensor() else row_sums(gram))
-
-
 @tf.custom_gradient
-def _in_few_ops(u):
-    """⟨u, S u⟩ by the whole of G, whose number of operations is what a small matrix costs."""
-    gram = _gram(u)
+def _sum_by_single_gram(u):
+    """⟨u, S u⟩ by the whole of G, in few operations: their number is what a small matrix costs."""
+    gram = _off_diagonal_gram(u)
     value = tf.abs(gram) if tf.executing_eagerly() else row_sums(tf.abs(gram))
-    return tf.reduce_sum(value), lambda dy: 2.0 * dy * tf.matmul(tf.sign(gram), u)
+    return tf.reduce_sum(value), lambda upstream: 2.0 * upstream * tf.matmul(tf.sign(gram), u)
 
 
-def _in_blocks(x):
+def _sum_by_blocks(x):
     """⟨u, S u⟩, right to any order of differentiation in reverse mode.
 
-    What goes into a loop is cut from an eager tape, which would record the loop's inside; under XLA what comes out is
-    cut too, or it would try to differentiate the loop. A gradient is built in a graph of its own: what it hands on to
-    the next order has to be made a tensor of that graph, here. In a SavedModel the loop itself is left to
-    differentiate. Between value and gradient x is kept, which is there anyway, and not u.
+    What enters a loop is detached from an eager tape, which would record the loop's inside; under XLA what leaves it is
+    detached too, or TensorFlow would differentiate the loop. A gradient is built in a graph of its own, and what the
+    next order reads is captured there. Between value and gradient x is kept, which exists anyway, and not u.
     """
-    cut = tf.stop_gradient if execution.under_xla() else execution.inside
-    here, wanted = tf.identity, execution.wants_gradient(x)  # in the graph of a gradient, in eager an op like others
-    count = execution.block_count(x, with_gradient=wanted)
+    capture, with_gradient = tf.identity, is_recorded(x)
+    count = execution.block_count(x, with_gradient)
+    has_loop = not isinstance(count, int) or count > 2
+    detach = tf.stop_gradient if has_loop and is_compiled_by_xla() else execution.detach_from_eager_tape
 
-    def product(u, v, *known):  # S v: linear in v, constant in u
+    def sign_product(u, v, *cached):  # S v: linear in v, constant in u
         @tf.custom_gradient
-        def differentiable(u, v, *known):  # an argument, or a graph of TensorFlow 1 finds the variable behind it
-            result = here(*known) if known else cut(_product(cut(u), cut(v), count)[1])
-            return result, lambda w: (tf.zeros_like(u), product(here(u), w), *(None for _ in known))
+        def differentiable(u, v, *cached):  # arguments, or a TensorFlow 1 graph finds the variable behind them
+            product = capture(*cached) if cached else detach(_product(detach(u), detach(v), count)[1])
+            return product, lambda w: (tf.zeros_like(u), sign_product(capture(u), w), *(None for _ in cached))
 
-        return _product(u, v, count)[1] if execution.saving() else differentiable(u, v, *known)
+        return differentiable(u, v, *cached)
 
     @tf.custom_gradient
-    def value(x):
-        u = cut(_normalized(cut(x))[0])
-        cosines, *known = map(cut, _product(u, u, count) if wanted else [_value(u, count)])
+    def differentiable(x):
+        u = detach(_normalize(detach(x))[0])
+        cosines, *cached = map(detach, _product(u, u, count) if with_gradient else [_value(u, count)])
 
-        def gradient(dy):
-            # Not before, to lie there meanwhile; and from there on x instead of u, which halves the memory on a GPU.
-            with tf.control_dependencies(filter(execution.is_of_this_graph, known)):
-                wide_x = wide(here(x))
-                u, squares, inverse = _normalized(wide_x)
-            by_u = 2.0 * dy * product(u, u, *known)
-            along = row_sums(wide_x * by_u)[:, tf.newaxis] * inverse * inverse * inverse  # would change a row's length
-            return tf.cast(inverse * by_u - tf.where(squares >= _EPSILON, along, 0.0) * wide_x, x.dtype)
+        def gradient(upstream):
+            # u is computed when the gradient needs it, and not kept meanwhile.
+            with tf.control_dependencies(filter(execution.is_in_current_graph, cached)):
+                wide_x = promote_half(capture(x))
+                u, squares, inverse = _normalize(wide_x)
+            by_u = 2.0 * upstream * sign_product(u, u, *cached)
+            radial = row_sums(wide_x * by_u)[:, tf.newaxis] * inverse * inverse * inverse  # changes lengths only
+            return tf.cast(inverse * by_u - tf.where(squares >= _EPSILON, radial, 0.0) * wide_x, x.dtype)
 
         return cosines, gradient
 
-    return value(execution.here(x))
+    return differentiable(execution.capture_in_current_graph(x))
 
 
 def _blocks(x, count):
-    """The matrix x as so many blocks of as many rows each, with rows of zeros at its end."""
+    """The matrix x as `count` blocks of equally many rows, padded with rows of zeros."""
     n, d = size(x, 0), size(x, 1)
-    multiple = 1 if isinstance(count, int) and count == 1 else execution.block_multiple(x)
-    rows = -(-n // (count * multiple)) * multiple
+    row_multiple = 1 if isinstance(count, int) and count == 1 else execution.block_row_multiple(x)
+    rows = -(-n // (count * row_multiple)) * row_multiple
     return tf.reshape(tf.pad(x, [[0, count * rows - n], [0, 0]]), [count, rows, d])
 
 
@@ -219,7 +209,7 @@ def _product(u, v, count):
     u = _blocks(u, count)
     v, rows = u if is_u else _blocks(v, count), size(u, 1)
     if isinstance(count, int) and count == 1:
-        gram = _gram(u)
+        gram = _off_diagonal_gram(u)
         product = tf.matmul(tf.sign(gram), v)
         is_wide = isinstance(d, int) and 1 < rows <= d
         terms = tf.abs(gram) if is_wide else u * product  # whichever is the smaller
@@ -232,7 +222,7 @@ def _product(u, v, count):
         v_after = u_after if is_u else tf.gather(v, after)
         # Products of three axes: on a CPU they are faster than those of two with `transpose_b`.
         tile = tf.reshape(tf.sign(tf.matmul(u_after, own_u[tf.newaxis], transpose_b=True)), [-1, rows])
-        inside = tf.matmul(tf.sign(_gram(own_u[tf.newaxis])[0]), own_v)
+        inside = tf.matmul(tf.sign(_off_diagonal_gram(own_u[tf.newaxis])[0]), own_v)
         across = tf.matmul(tile, tf.reshape(v_after, [-1, d]), transpose_a=True)
         # Gathered, which copies it: a slice of the window, kept in the product, would keep the whole window.
         product = product.write(i, tf.gather(window, 0) + inside + across)
@@ -250,12 +240,12 @@ def _product(u, v, count):
 
 
 def _product_of_halves(u, v):
-    """(⟨u, S v⟩, S v), where the tile of the pairs between two halves of the rows serves both halves."""
+    """(⟨u, S v⟩, S v) by two halves of the rows. The tile of the pairs between them serves both."""
     half = size(u, 0) // 2
     (a, b), (v_a, v_b) = (u[:half], u[half:]), (v[:half], v[half:])
     between = tf.sign(tf.matmul(a, b, transpose_b=True))
-    upper = tf.matmul(tf.sign(_gram(a)), v_a) + tf.matmul(between, v_b)
-    lower = tf.matmul(tf.sign(_gram(b)), v_b) + tf.matmul(between, v_a, transpose_a=True)
+    upper = tf.matmul(tf.sign(_off_diagonal_gram(a)), v_a) + tf.matmul(between, v_b)
+    lower = tf.matmul(tf.sign(_off_diagonal_gram(b)), v_b) + tf.matmul(between, v_a, transpose_a=True)
     total = tf.reduce_sum(row_sums(a * upper)) + tf.reduce_sum(row_sums(b * lower))
     return total, tf.concat([upper, lower], 0)
 
@@ -263,22 +253,22 @@ def _product_of_halves(u, v):
 def _value(u, count):
     """⟨u, S u⟩, all blocks of rows at once with the ones after them."""
     u = _blocks(u, count)
-    sums, rows = row_sums(tf.abs(_gram(u))), size(u, 1)
+    sums, rows = row_sums(tf.abs(_off_diagonal_gram(u))), size(u, 1)
     if not isinstance(rows, int) or rows < 2:
-        sums += tf.minimum(row_sums(tf.square(u)), 0.0)  # 0, or NaN of a row without a pair, which is in no product
+        sums += tf.minimum(row_sums(tf.square(u)), 0.0)  # 0, or NaN for the NaN of a row that has no pair
     if isinstance(count, int) and count == 1:
         return tf.reduce_sum(sums)
     around = tf.concat([u, u[: count // 2]], 0)
 
     def step(s, sums):
-        # The size as XLA takes it for a constant: not as numbers that the loop carries.
+        # `tf.shape` here is a constant to XLA. Sizes from outside the loop would be variables of it.
         gram = tf.matmul(u, tf.slice(around, [s, 0, 0], tf.shape(u)), transpose_b=True)
         return s + 1, sums + 2.0 * row_sums(tf.abs(gram))
 
     return tf.reduce_sum(tf.while_loop(lambda s, _: s <= count // 2, step, (1, sums), parallel_iterations=1)[1])
 
 
-def _gram(u):
-    """Products of all pairs of rows, within each block if there are several, zero on the diagonal."""
+def _off_diagonal_gram(u):
+    """The Gram matrix of the rows, or of those of each block, with zeros on the diagonal."""
     zeros = tf.zeros([size(u, axis) for axis in range(u.shape.rank - 1)], u.dtype)
     return tf.linalg.set_diag(tf.matmul(u, u, transpose_b=True), zeros)

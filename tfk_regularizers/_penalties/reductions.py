@@ -1,8 +1,8 @@
-"""Sums over a tensor that keep their digits."""
+"""Sums that stay accurate for many elements, and sizes and dtypes of tensors."""
 
 import tensorflow as tf
 
-_PART = 64  # numbers in each part of a sum
+_BLOCK_SIZE = 64
 
 
 def result_dtype(x):
@@ -10,8 +10,8 @@ def result_dtype(x):
     return tf.float32 if x.dtype.size < 4 else x.dtype.real_dtype
 
 
-def wide(x):
-    """x, or x as float32 if it is a half."""
+def promote_half(x):
+    """x, as float32 if it is float16 or bfloat16."""
     return tf.cast(x, tf.float32) if x.dtype.size < 4 else x
 
 
@@ -27,40 +27,42 @@ def row_sums(x):
     return tf.linalg.matvec(x, tf.ones([size(x, -1)], x.dtype))
 
 
-def sum_by_products(x, levels=3, row=256):
-    """Sum of all elements, by products with ones: what XLA of TensorFlow 2.19 to 2.21 needs on a CPU.
+def matmul_sum(x, levels=3, block_size=256):
+    """The sum of all elements by matrix products with ones, for XLA of TensorFlow 2.19 to 2.21 on a CPU.
 
     A plain sum runs on one core there and adds one element after the other: 4 % off at 64 million. A product with ones
-    is fused with the operations that make x, uses every core and is summed in parts. Where the size is unknown there
-    are `levels` levels of them.
+    is fused with the operations that make x, uses every core and sums in blocks. If the size is unknown, there are
+    `levels` levels of blocks.
     """
     flat = tf.reshape(x, [-1])
     count = tf.compat.dimension_value(flat.shape[0])
-    if levels == 0 or (count is not None and count <= row):
+    if levels == 0 or (count is not None and count <= block_size):
         return tf.reduce_sum(flat)
-    # A divisor of the size between 64 and 256, if there is one, leaves no rest.
-    row = next((length for length in range(row, 63, -1) if count is not None and count % length == 0), row)
-    whole = size(flat, 0) // row * row
-    total = sum_by_products(row_sums(tf.reshape(flat[:whole], [-1, row])), levels - 1)
-    return total if count == whole else total + tf.reduce_sum(flat[whole:])
+    # A divisor of the size between 64 and 256, if there is one, leaves no remainder.
+    divisors = (length for length in range(block_size, 63, -1) if count is not None and count % length == 0)
+    block_size = next(divisors, block_size)
+    divisible_size = size(flat, 0) // block_size * block_size
+    blocks = tf.reshape(flat[:divisible_size], [-1, block_size])
+    total = matmul_sum(row_sums(blocks), levels - 1)
+    return total if count == divisible_size else total + tf.reduce_sum(flat[divisible_size:])
 
 
-def in_parts(reduce, x, axis, longer_than, levels=2):
-    """`reduce(x, axis)` of a matrix, which keeps the axis, with long slices reduced part by part first.
+def reduce_in_blocks(reduce, x, axis, longer_than, levels=2):
+    """`reduce(x, axis)` of a matrix, which keeps the axis. Slices `longer_than` that are first reduced in blocks.
 
-    A kernel that adds one number after the other is off by 3e-5 after a million. Where the size is unknown there are
-    `levels` levels of parts.
+    A kernel that adds one number after the other is off by 3e-5 after a million. If the size is unknown, there are
+    `levels` levels of blocks.
     """
     count = tf.compat.dimension_value(x.shape[axis])
     if levels == 0 or (count is not None and count <= longer_than):
         return reduce(x, axis)
-    parts = size(x, axis) // _PART
-    whole = parts * _PART
+    num_blocks = size(x, axis) // _BLOCK_SIZE
+    divisible_size = num_blocks * _BLOCK_SIZE
     if axis == 0:
-        head, rest, shape = x[:whole], x[whole:], [parts, _PART, size(x, 1)]
+        head, remainder, shape = x[:divisible_size], x[divisible_size:], [num_blocks, _BLOCK_SIZE, size(x, 1)]
     else:
-        head, rest, shape = x[:, :whole], x[:, whole:], [size(x, 0), parts, _PART]
+        head, remainder, shape = x[:, :divisible_size], x[:, divisible_size:], [size(x, 0), num_blocks, _BLOCK_SIZE]
     reduced = tf.squeeze(reduce(tf.reshape(head, shape), axis + 1), axis + 1)
-    if count is None or count % _PART:
-        reduced = tf.concat([reduced, reduce(rest, axis)], axis)
-    return in_parts(reduce, reduced, axis, longer_than, levels - 1)
+    if count is None or count % _BLOCK_SIZE:
+        reduced = tf.concat([reduced, reduce(remainder, axis)], axis)
+    return reduce_in_blocks(reduce, reduced, axis, longer_than, levels - 1)

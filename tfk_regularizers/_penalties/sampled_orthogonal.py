@@ -1,21 +1,20 @@
-"""Orthogonality of a table too large even for blocks: that of some of its rows, drawn afresh at each call."""
+"""Orthogonality of a random sample of the rows of a table, drawn anew at each call."""
 
-from types import MappingProxyType
 from typing import Any, SupportsIndex
 
 import tensorflow as tf
 
-from tfk_regularizers._penalties.annotations import Factor, FactorAttribute, Mode
-from tfk_regularizers._penalties.arguments import checked_sample_size, row_or_column_mode
+from tfk_regularizers._penalties.arguments import Argument, Factor, FactorLike, Mode, check_mode, check_sample_size
 from tfk_regularizers._penalties.base import Penalty
-from tfk_regularizers._penalties.factors import checked_factor, scaled
-from tfk_regularizers._penalties.inputs import matrix
+from tfk_regularizers._penalties.factors import scale
+from tfk_regularizers._penalties.inputs import as_matrix
 from tfk_regularizers._penalties.orthogonal import mean_absolute_cosine
 from tfk_regularizers._penalties.reductions import size
-from tfk_regularizers._penalties.shards import gathered, is_partitioned, whole
+from tfk_regularizers._penalties.shards import gather_rows, resolve_shards
+from tfk_regularizers._tensorflow_internals import is_sharded
 
 
-class SampledOrthogonalRegularizer(Penalty, autograph=False):
+class SampledOrthogonalRegularizer(Penalty):
     """Pushes the rows (or columns) of a huge table to be orthogonal, by a fresh sample of them at each call.
 
     Formula: that of `OrthogonalRegularizer` on `sample_size` rows (or columns), drawn uniformly without replacement at
@@ -27,20 +26,19 @@ class SampledOrthogonalRegularizer(Penalty, autograph=False):
     the exact penalty's time, and about ten times as many steps to get as far (`examples/sample_orthogonality.py`).
 
     `tf.random.set_seed` makes the draws repeatable in eager mode and in a `tf.function`. XLA draws its random numbers
-    from a generator of its own, which TensorFlow gives no way to seed: there they are fresh, but not repeatable. On a
-    DTensor mesh nothing is drawn, for its operations are not there: `sample_size` has to cover all rows.
+    from a generator of its own, which TensorFlow gives no way to seed: there they are fresh, but not repeatable.
 
     tf_keras has no such class. It is registered as `tfk_regularizers>SampledOrthogonalRegularizer`, and a file that
     contains one opens only where this package is imported.
 
     Args:
-        factor: A finite number, the factor of the penalty; or a variable, as for `L1`. Defaults to 0.01.
+        factor: The factor of the penalty, a finite number or a variable: see `Factor`. Defaults to 0.01.
         mode: `"rows"` or `"columns"`. Defaults to `"rows"`.
         sample_size: An integer of at least 2, the number of rows (or columns) to draw. Defaults to 4096.
 
     Raises:
-        ValueError: If `factor` is not a finite number, `mode` is none of the two or `sample_size` is not an integer of
-            at least 2; when called, if x has fewer than two axes.
+        ValueError: If `factor` is not a finite number, `mode` is neither of the two or `sample_size` is not an integer
+            of at least 2; when called, if x has fewer than two axes.
         TypeError: When called, if x is not of a floating dtype.
 
     >>> SampledOrthogonalRegularizer(factor=0.5, sample_size=512)
@@ -49,54 +47,45 @@ class SampledOrthogonalRegularizer(Penalty, autograph=False):
     0.0
     """
 
-    factor_names = ("factor",)
-    factor: FactorAttribute
-    mode: Mode
-    sample_size: int
-    _checks = MappingProxyType({"mode": row_or_column_mode, "sample_size": checked_sample_size})
+    factor = Factor()
+    mode = Argument[Mode, Mode](check_mode)
+    sample_size = Argument[SupportsIndex, int](check_sample_size)
 
-    def __init__(self, factor: Factor = 0.01, mode: Mode = "rows", sample_size: SupportsIndex = 4096) -> None:
-        self.factor = checked_factor("factor", factor)
-        self.mode = row_or_column_mode(mode)
-        self.sample_size = checked_sample_size(sample_size)
+    def __init__(self, factor: FactorLike = 0.01, mode: Mode = "rows", sample_size: SupportsIndex = 4096) -> None:
+        self.factor = factor
+        self.mode = mode
+        self.sample_size = sample_size
 
+    @tf.autograph.experimental.do_not_convert
     def __call__(self, inputs: Any) -> tf.Tensor:
-        inputs = whole("SampledOrthogonalRegularizer", inputs)
+        inputs = resolve_shards(inputs)
         if inputs is None:
             return tf.zeros([])
         # Rows are gathered from a variable itself, or from its shards: reading a huge one first would copy it.
-        is_variable = isinstance(inputs, tf.Variable) or is_partitioned(inputs)
+        is_variable = isinstance(inputs, tf.Variable) or is_sharded(inputs)
         is_table = is_variable and inputs.shape.rank == 2 and inputs.dtype.is_floating
-        axis = 0 if row_or_column_mode(self.mode) == "rows" else 1
+        axis = 0 if self.mode == "rows" else 1
         if not is_table or axis == 1:
-            inputs = matrix("SampledOrthogonalRegularizer", inputs)
-        sample = sampled(inputs, self.sample_size, axis)
+            inputs = as_matrix("SampledOrthogonalRegularizer", inputs)
+        sample = draw_slices(inputs, self.sample_size, axis)
         if axis == 1:
             sample = tf.transpose(sample)
-        return scaled(self.factor, mean_absolute_cosine(sample))
-
-    def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"mode": self.mode, "sample_size": self.sample_size}
+        return scale(self.factor, mean_absolute_cosine(sample))
 
 
-def sampled(x, count, axis):
+def draw_slices(x, count, axis):
     """`count` slices of x along an axis, drawn uniformly without replacement; all of them if there are no more."""
     n = size(x, axis)
     if isinstance(n, int) and n <= count:
         return tf.convert_to_tensor(x)
-    if isinstance(n, int):
-        drawn = _distinct(n, count) if n >= 2 * count else tf.random.shuffle(tf.range(n))[:count]
+    if isinstance(n, int) and n >= 2 * count:
+        drawn = _distinct_integers(n, count)
     else:
-        count = tf.minimum(tf.cast(count, tf.int64), tf.cast(n, tf.int64))
-        drawn = tf.cond(
-            tf.cast(n, tf.int64) >= 2 * tf.maximum(count, 1),  # of none there is none to draw
-            lambda: _distinct(n, count),
-            lambda: tf.random.shuffle(tf.range(tf.cast(n, tf.int64)))[:count],
-        )
-    return gathered(x, drawn) if axis == 0 else tf.gather(x, drawn, axis=axis)
+        drawn = tf.random.shuffle(tf.range(tf.cast(n, tf.int64)))[:count]
+    return gather_rows(x, drawn) if axis == 0 else tf.gather(x, drawn, axis=axis)
 
 
-def _distinct(n, count):
+def _distinct_integers(n, count):
     """`count` distinct integers below n, at least twice as many: those that have been drawn before are drawn again.
 
     Which of two equal ones is drawn again depends on nothing but that they are equal, so no set is more likely than

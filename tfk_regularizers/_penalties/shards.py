@@ -1,48 +1,33 @@
-"""Partitioned variables: a parameter server strategy makes several of one, and calls its regularizer for each of them.
+"""Partitioned variables: a parameter server strategy calls a regularizer once for each shard.
 
-A penalty that is no sum over the rows of a variable lets the first of them, which knows the others, pay for all.
+A penalty that is no sum over rows returns the penalty of the whole variable for the first shard, and 0 for the others.
 """
-
-import warnings
 
 import tensorflow as tf
 
+from tfk_regularizers._tensorflow_internals import is_sharded, sharded_variable
 
-def whole(name, x):
-    """What a penalty on x takes: x itself; for the first of several shards all of them, for the others None."""
-    find = getattr(x, "_sharded_container", None)
-    if find is None:
+
+def resolve_shards(x):
+    """x itself if it is no shard; for the first of several shards the partitioned variable, for the others None."""
+    variable = sharded_variable(x)
+    if variable is None or len(variable.variables) == 1:
         return x
-    container = find()
-    if container is None:
-        warnings.warn(
-            f"{name} was called on a shard of a partitioned variable that is not there any more, and sees the rows of "
-            "that shard alone. For the whole, keep a reference to the variable, as a layer does.",
-            stacklevel=3,
-        )
-        return x
-    if len(container.variables) == 1:
-        return x
-    return container if x is container.variables[0] else None
+    return variable if x is variable.variables[0] else None
 
 
-def parts(x):
-    """The shards of a partitioned variable, as one has them from `whole`; of anything else that alone."""
-    return list(x.variables) if is_partitioned(x) else [x]
+def shard_list(x):
+    """The shards of a partitioned variable; [x] for anything else."""
+    return list(x.variables) if is_sharded(x) else [x]
 
 
-def is_partitioned(x):
-    """Whether x is a variable in shards."""
-    return type(x).__name__ == "ShardedVariable"
+def gather_rows(x, rows):
+    """Rows of a table or of a partitioned variable, by random numbers that stand for one row each.
 
-
-def gathered(x, rows):
-    """Some rows of a table, given by numbers that stand for one row each: from its shards, if it has any.
-
-    A lookup in shards deals the numbers out to them in turn, which is one to one where their sizes differ by one.
+    A lookup in shards deals the numbers out to them in turn, which is one to one if their sizes differ by one at most.
     """
-    if not is_partitioned(x):
+    if not is_sharded(x):
         return tf.gather(x, rows)
-    sizes = [part.shape[0] for part in x.variables]
+    sizes = [shard.shape[0] for shard in x.variables]
     dealt = [(sum(sizes) - turn - 1) // len(sizes) + 1 for turn in range(len(sizes))]
     return tf.nn.embedding_lookup(x, rows) if sizes == dealt else tf.gather(tf.convert_to_tensor(x), rows)

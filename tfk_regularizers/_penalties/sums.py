@@ -1,19 +1,20 @@
 """Sums of regularizers: several penalties on one weight."""
 
+import contextlib
 import functools
+import inspect
 import math
 import operator
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tfk_regularizers._penalties import traces
-from tfk_regularizers._penalties.arguments import invalid, shown
-from tfk_regularizers._penalties.base import SAVED, Penalty, track
+from tfk_regularizers._keras import versions
+from tfk_regularizers._messages import invalid_argument, short_repr
+from tfk_regularizers._penalties.arguments import Argument
+from tfk_regularizers._penalties.base import Penalty
 from tfk_regularizers._penalties.elementwise import L1, L1L2, L2
 
 
@@ -27,13 +28,11 @@ class Sum(Penalty):
     `tf_keras.regularizers.Regularizer`, on either side of the `+`; for the files its class has to be registered, as
     without a sum. Sums within sums are one flat sum, and equal terms stay apart.
 
-    `L1`, `L2` and `L1L2` whose factors are numbers give an `L1L2` instead, with the sums of the factors: it takes one
-    pass over memory, and its file is a plain Keras file. (Instances of subclasses and those with a variable as a factor
-    are terms like others, and a `Sum` keeps the terms that it has.)
+    The sum of two `L1`, `L2` or `L1L2` with numbers as factors is an `L1L2` with the sums of the factors: its file is a
+    plain Keras file. (Instances of subclasses, and those with a variable as a factor, are terms like others.)
 
-    A sum holds its terms themselves: a factor that is set on one of them later is seen. It keeps them in a tuple,
-    `regularizers`, which may be replaced. (A variable that serves as a factor of a term is best there before the sum is
-    made: then checkpoints and SavedModels find it.)
+    A sum holds its terms, not copies: a factor of a term may be changed, or be a variable, as without a sum. The terms
+    are a tuple, `regularizers`, which may be replaced.
 
     tf_keras has no such class. It is registered as `tfk_regularizers>Sum`, and a file that contains one opens only
     where this package is imported.
@@ -42,9 +41,9 @@ class Sum(Penalty):
         regularizers: A list or a tuple of regularizers, one at least. They are not merged.
 
     Raises:
-        ValueError: If `regularizers` is not a list of regularizers of tf_keras; when called, if a term does not give
+        ValueError: If `regularizers` is not a list of regularizers of tf_keras; when called, if a term does not return
             one real number.
-        TypeError: From `+`, if what stands on the other side is no regularizer of tf_keras (a function, for one).
+        TypeError: From `+`, if the other side is not a regularizer of tf_keras, for instance a function.
 
     >>> L2(1e-4) + OrthogonalRegularizer(0.01)
     L2(l2=0.0001) + OrthogonalRegularizer(factor=0.01, mode='rows')
@@ -54,35 +53,25 @@ class Sum(Penalty):
     L1L2(l1=0.5, l2=0.25)
     """
 
-    regularizers: tuple[Any, ...]
+    regularizers = Argument[Sequence[Any], tuple[Any, ...]](lambda value: _flatten(value))  # noqa: PLW0108  # defined below
 
     def __init__(self, regularizers: Sequence[tf_keras.regularizers.Regularizer]) -> None:
-        self.regularizers = regularizers  # type: ignore[assignment]  # a tuple by `__setattr__`
+        self.regularizers = regularizers
 
     def __call__(self, x: Any) -> tf.Tensor:
-        values = [_real_number(regularizer, regularizer(x)) for regularizer in self.regularizers]
-        dtype = _common_dtype(values)
-        return functools.reduce(operator.add, (_scalar(value, dtype) for value in values))
+        values = [_check_number(regularizer, regularizer(x)) for regularizer in self.regularizers]
+        floating = [dtype for dtype in (tf.as_dtype(value.dtype) for value in values) if dtype.is_floating]
+        dtype = max([tf.float32, *floating], key=lambda dtype: dtype.size)
+        return functools.reduce(operator.add, (tf.reshape(tf.cast(value, dtype), []) for value in values))
 
     def __repr__(self):
-        """As it is written; never fails."""
-        terms = [_written(regularizer) for regularizer in self.regularizers]
-        if self.__class__ is Sum and len(terms) > 1:
+        terms = list(map(repr, self.regularizers))
+        if type(self) is Sum and len(terms) > 1:
             return " + ".join(terms)
-        return f"{self.__class__.__name__}([{', '.join(terms)}])"
-
-    def __setattr__(self, name, value):
-        """Keep the terms valid, and let TensorFlow find the variables of those that it tracks."""
-        if name == "regularizers":
-            value, old = _flat(value), vars(self).get(name)
-            if old is not None and [*map(id, old)] != [*map(id, value)]:
-                traces.warn_if_frozen(self, name, old, value)
-        super().__setattr__(name, value)
-        if name == "regularizers" and any(map(_is_trackable, self.regularizers)):
-            track(self)
+        return f"{type(self).__name__}([{', '.join(terms)}])"
 
     def get_config(self) -> dict[str, Any]:
-        return {"regularizers": [_serialized(regularizer) for regularizer in self.regularizers]}
+        return {"regularizers": list(map(tf_keras.regularizers.serialize, self.regularizers))}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "Sum":
@@ -101,156 +90,59 @@ class Sum(Penalty):
         """
         configs = config.get("regularizers")
         if isinstance(configs, (list, tuple)):
-            with tf_keras.saving.custom_object_scope({**_objects_of_keras3(configs), **(custom_objects or {})}):
-                # The one that stands in tf_keras: this package's, once it is registered.
+            with tf_keras.saving.custom_object_scope({**_keras3_classes(), **(custom_objects or {})}):
+                # tf_keras's `get`, which is this package's while it is registered.
                 config = {**config, "regularizers": [tf_keras.regularizers.get(inner) for inner in configs]}
         return cls(**config)
 
-    def _trackable_children(self, save_type="checkpoint", **kwargs):
-        """The terms that hold variables; of those of this package, the ones that a file of this kind is to hold."""
-        children = dict(super()._trackable_children(save_type, **kwargs))
-        prefix = SAVED if save_type == "savedmodel" else ""
-        for position, regularizer in enumerate(self.regularizers):
-            if _is_trackable(regularizer) and (
-                not isinstance(regularizer, Penalty) or regularizer._trackable_children(save_type, **kwargs)
-            ):
-                children[f"{prefix}{position}"] = regularizer
-        return children
 
-    def _lookup_dependency(self, name, *args, **kwargs):
-        """A term by its position: to restore it where the file has it."""
-        position = name.removeprefix(SAVED)
-        if position.isdecimal() and int(position) < len(self.regularizers):
-            regularizer = self.regularizers[int(position)]
-            return regularizer if _is_trackable(regularizer) else None
-        return super()._lookup_dependency(name, *args, **kwargs)
-
-
-def added(left, right):
-    """What `left + right` is, one of which is a regularizer of this package."""
-    if type(left) in (int, float) and left == 0:  # with which `sum` begins
+def add(left, right):
+    """`left + right`, where one of them is a regularizer of this package."""
+    if type(left) in (int, float) and left == 0:  # the start of `sum`
         return right
     for side in (left, right):
-        if not _may_be_term(side):
+        if not isinstance(side, tf_keras.regularizers.Regularizer):
             raise TypeError(
-                "A regularizer can be added to another regularizer of tf_keras, as in `L2(1e-4) + "
-                f"OrthogonalRegularizer(0.01)`. Received: {shown(left)} + {shown(right)}, where {_kind(side)} is none"
+                f"Expected regularizers of tf_keras on both sides of +. Received: {short_repr(side)} of {type(side)}"
             )
-    return _merged(left, right) or Sum([left, right])
+    return _merge(left, right) or Sum([left, right])
 
 
-def _merged(left, right):
-    """The L1L2 that two elementwise penalties with numbers are; None if they are not."""
-    if not all(side.__class__ in (L1, L2, L1L2) and not side._live() for side in (left, right)):
+def _merge(left, right):
+    """The L1L2 that equals the sum of two elementwise penalties with numbers; None for others."""
+    if any(type(side) not in (L1, L2, L1L2) for side in (left, right)):
         return None
-    factors = [getattr(left, name, 0.0) + getattr(right, name, 0.0) for name in ("l1", "l2")]
+    factors = [[getattr(side, name, 0.0) for side in (left, right)] for name in ("l1", "l2")]
+    if any(isinstance(factor, tf.Variable) for pair in factors for factor in pair):
+        return None
+    factors = [sum(pair) for pair in factors]
     return L1L2(*factors) if all(map(math.isfinite, factors)) else None
 
 
-def _may_be_term(value):
-    """Whether a value is a regularizer of tf_keras, as this package's are, and those of users, but not of Keras 3."""
-    return isinstance(value, tf_keras.regularizers.Regularizer)
-
-
-def _kind(value):
-    """A value's type by its full name: Keras 3 has classes of the same names."""
-    if isinstance(value, type):
-        return f"the class {value.__module__}.{value.__qualname__} itself"
-    return f"a {type(value).__module__}.{type(value).__qualname__}"
-
-
-def _flat(regularizers):
-    """The terms of a sum as a tuple, those of sums in it in their places."""
-    if not isinstance(regularizers, (list, tuple)) or not regularizers or not all(map(_may_be_term, regularizers)):
+def _flatten(regularizers):
+    """The terms as a tuple, with those of sums among them in their places."""
+    regularizer_class = tf_keras.regularizers.Regularizer
+    is_list = isinstance(regularizers, (list, tuple)) and len(regularizers) > 0
+    if not is_list or not all(isinstance(term, regularizer_class) for term in regularizers):
         expected = "a list of regularizers of tf_keras, such as [L2(1e-4), OrthogonalRegularizer(0.01)]"
-        raise invalid("regularizers", expected, regularizers)
-    parts = [term.regularizers if term.__class__ is Sum else (term,) for term in regularizers]
-    return tuple(term for part in parts for term in part)
+        raise invalid_argument("regularizers", expected, regularizers)
+    return tuple(inner for term in regularizers for inner in (term.regularizers if type(term) is Sum else (term,)))
 
 
-def _written(regularizer):
-    """The repr of a term, which may be of any class."""
-    try:
-        return repr(regularizer)
-    except Exception:
-        return shown(regularizer)
-
-
-def _is_trackable(value):
-    return isinstance(value, tf.__internal__.tracking.Trackable)
-
-
-# Values
-
-
-def _real_number(regularizer, value):
-    """What a term gave: a real tensor of one element or of unknown shape, or a Python number."""
-    if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, (np.ndarray, np.generic)):
-        dtype, elements = tf.as_dtype(value.dtype), tf.TensorShape(value.shape).num_elements()
-        if elements in (1, None) and (dtype.is_floating or dtype.is_integer):
-            return value
-    else:
-        try:
-            array = np.asarray(value)
-            if array.size == 1 and array.dtype.kind in "iuf":
-                return array.item()
-        except Exception:  # what is no array at all
-            pass
+def _check_number(regularizer, value):
+    """What a term returned, if it is one real number, of known or unknown shape."""
+    with contextlib.suppress(AttributeError, TypeError, ValueError):  # it is no array
+        given = value if hasattr(value, "dtype") else tf.convert_to_tensor(value)
+        dtype, count = tf.as_dtype(given.dtype), tf.TensorShape(given.shape).num_elements()
+        if count in (1, None) and (dtype.is_floating or dtype.is_integer):
+            return given
     raise ValueError(
-        f"Each term of a sum of regularizers gives a real number. Received: {shown(value)} from {_written(regularizer)}"
+        f"Expected a real number from each term of a sum. Received: {short_repr(value)} from {short_repr(regularizer)}"
     )
 
 
-def _common_dtype(values):
-    """The widest dtype of the floating tensors, and float32 for halves. A Python number takes that of the others."""
-    dtypes = [tf.as_dtype(value.dtype) for value in values if hasattr(value, "dtype")]
-    dtypes = [dtype for dtype in dtypes if dtype.is_floating] or [tf.as_dtype(tf_keras.backend.floatx())]
-    return max(*dtypes, tf.float32, key=lambda dtype: dtype.size)
-
-
-def _scalar(value, dtype):
-    if not hasattr(value, "dtype"):
-        return tf.constant(value, dtype)
-    value = value if value.dtype == dtype else tf.cast(value, dtype)
-    return value if value.shape == () else tf.reshape(value, [])
-
-
-# Configs
-
-
-def _serialized(regularizer):
-    """The config of a term as tf_keras writes it, in the legacy format while it writes a SavedModel.
-
-    A class that is registered in Keras 3 alone goes by its name there.
-    """
-    config = tf_keras.regularizers.serialize(regularizer)
-    saving, cls = _saving_of_keras3(), regularizer.__class__
-    if saving is not None and not _is_registered(config.get("registered_name")):
-        name = saving.get_registered_name(cls)
-        if saving.get_registered_object(name) is cls:
-            return {**config, "registered_name": name}
-    return config
-
-
-def _objects_of_keras3(configs):
-    """The classes that configs name and that are custom objects of Keras 3 alone, of a scope or registered.
-
-    A Keras that opens a file of its own knows of no other.
-    """
-    saving = _saving_of_keras3()
-    keys = ("class_name", "registered_name") if saving is not None else ()
-    names = [config.get(key) for config in configs if isinstance(config, dict) for key in keys]
-    found = {name: saving.get_registered_object(name) for name in names if not _is_registered(name)}
-    base = tf_keras.regularizers.Regularizer
-    return {name: cls for name, cls in found.items() if isinstance(cls, type) and issubclass(cls, base)}
-
-
-def _saving_of_keras3():
-    """The module of Keras 3 that has its custom objects; None where Keras 3 is not imported."""
-    keras = sys.modules.get("keras")  # under TF_USE_LEGACY_KERAS=1 a program may have it as well
-    return getattr(keras, "saving", None)
-
-
-def _is_registered(name):
-    """Whether tf_keras itself knows what a config names; and so it is where a config names nothing."""
-    return not isinstance(name, str) or tf_keras.saving.get_registered_object(name) is not None
+def _keras3_classes():
+    """The regularizer classes of the user's own that are registered in Keras 3, by name."""
+    keras = versions.keras3()
+    classes = [] if keras is None else filter(inspect.isclass, keras.saving.get_custom_objects().values())
+    return {cls.__name__: cls for cls in classes if issubclass(cls, tf_keras.regularizers.Regularizer)}

@@ -1,0 +1,796 @@
+"""Variables as factors: read at each call, plain numbers in files and copies; and the L2 that is a weight decay."""
+
+import copy
+import json
+import pickle
+import textwrap
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import oracles
+import pytest
+import tensorflow as tf
+import tf_keras
+from differentiation import MODES, assert_close, compiled, value_and_gradient
+from libraries import KERAS3, needs_keras3
+
+import tfk_regularizers as tfk
+from tfk_regularizers._penalties import execution
+
+
+class Case(NamedTuple):
+    """A class, the names of its factors that are variables, its other arguments and its truth in NumPy."""
+
+    cls: type
+    names: tuple[str, ...]
+    fixed: dict
+    truth: Callable
+
+    def make(self, factor):
+        """The regularizer with factor(name) for each of the names."""
+        return self.cls(**{name: factor(name) for name in self.names}, **self.fixed)
+
+    def expected(self, x, numbers):
+        """Value and gradient on x for the numbers of the factors, in float64."""
+        return self.truth(np.asarray(x, np.float64), *(numbers[name] for name in self.names))
+
+
+ROWS, COLUMNS = ((lambda x, factor, mode=mode: oracles.orthogonal(x, factor, mode)) for mode in ("rows", "columns"))
+CASES = {
+    "l1": Case(tfk.L1, ("l1",), {}, oracles.l1),
+    "l2": Case(tfk.L2, ("l2",), {}, oracles.l2),
+    "l1_l2.l1": Case(tfk.L1L2, ("l1",), {"l2": 0.75}, lambda x, l1: oracles.l1_l2(x, l1, 0.75)),
+    "l1_l2.l2": Case(tfk.L1L2, ("l2",), {"l1": 0.375}, lambda x, l2: oracles.l1_l2(x, 0.375, l2)),
+    "l1_l2.both": Case(tfk.L1L2, ("l1", "l2"), {}, oracles.l1_l2),
+    "rows": Case(tfk.OrthogonalRegularizer, ("factor",), {}, ROWS),
+    "columns": Case(tfk.OrthogonalRegularizer, ("factor",), {"mode": "columns"}, COLUMNS),
+    # Of no more rows than it draws it takes all: the one case in which its value is known.
+    "sampled": Case(tfk.SampledOrthogonalRegularizer, ("factor",), {"sample_size": 2000}, ROWS),
+}
+cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+modes = pytest.mark.parametrize("mode", MODES)
+
+KERAS = {"tf_keras": tf_keras} | ({} if KERAS3 is None else {"keras3": KERAS3})
+kerases = pytest.mark.parametrize("keras", KERAS.values(), ids=KERAS)
+
+pytestmark = [
+    # tf_keras says this on every save to .h5.
+    pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file:UserWarning"),
+    # Keras 3 up to 3.15 has variables whose __array__ does not take NumPy 2's keyword `copy`.
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
+]
+
+
+def strength(value=0.25, dtype=tf.float32, **arguments):
+    return tf.Variable(value, trainable=False, dtype=dtype, **arguments)
+
+
+def matrix(*shape, dtype="float32"):
+    return tf.constant(np.random.default_rng(1).normal(size=shape), dtype)
+
+
+# --- a call -----------------------------------------------------------------------------------------------------------
+
+
+@cases
+@pytest.mark.parametrize(
+    ("mode", "shape"),
+    [*((mode, (7, 5)) for mode in MODES), ("graph", (1100, 240))],
+    ids=[*MODES, "graph-large"],  # large enough for fused sums and for blocks
+)
+def test_variable_is_read_at_every_call(case, mode, shape, monkeypatch):
+    monkeypatch.setattr(execution, "XLA_CLUSTER_IN_GRAPH_FROM", 2**18)
+    variables = {name: strength() for name in case.names}
+    traces = []
+
+    def counted(x):
+        traces.append(1)
+        return value_and_gradient(case.make(variables.get))(x)
+
+    x = matrix(*shape)
+    function = compiled(mode, counted)
+    for number in (0.0, 0.3, 1.7):
+        numbers = {name: number + i for i, name in enumerate(case.names)}
+        for name, variable in variables.items():
+            variable.assign(numbers[name])
+        for found, expected in zip(function(x), case.expected(x, numbers), strict=True):
+            assert_close(found, expected, 2e-5)
+    assert len(traces) == (3 if mode == "eager" else 1)
+
+
+EPSILON = {"float16": 2**-10, "bfloat16": 2**-7, "float32": 2**-22, "float64": 2**-50, "complex64": 2**-22}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, dtype) for name in CASES for dtype in EPSILON if dtype != "complex64" or name.startswith("l")],
+)
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.light(mode=["eager"])
+@pytest.mark.light(dtype=["float32"])
+def test_variable_equals_the_number(name, dtype, mode):
+    """A float32 variable and the float that it holds: the same value and gradient to the last digits of x's dtype."""
+    case = CASES[name]
+    variable = strength(0.3)
+    x = matrix(7, 5, dtype=dtype)
+    live = compiled(mode, value_and_gradient(case.make(lambda _: variable)))(x)
+    number = compiled(mode, value_and_gradient(case.make(lambda _: float(variable.numpy()))))(x)
+    for found, expected in zip(live, number, strict=True):
+        assert found.dtype == expected.dtype
+        assert_close(found, expected, EPSILON[dtype if found.dtype == x.dtype else "float32"])
+
+
+@cases
+@pytest.mark.parametrize(
+    ("dtype", "number"), [("float16", 40000.0), ("float16", 6e-8), ("bfloat16", 0.1), ("float64", 0.1)], ids=str
+)
+def test_variable_of_another_dtype(case, dtype, number):
+    variable = strength(number, dtype)
+    x = matrix(7, 5)
+    live = value_and_gradient(case.make(lambda _: variable))(x)
+    numbers = dict.fromkeys(case.names, float(variable.numpy()))
+    for found, expected in zip(live, case.expected(x, numbers), strict=True):
+        assert_close(found, expected, 1e-5)
+
+
+@cases
+@modes
+def test_gradient_for_the_variable(case, mode):
+    """The penalty is linear in each factor; a tape does not watch a variable that is not trainable by itself."""
+    variables = {name: strength(0.3) for name in case.names}
+    regularizer = case.make(variables.get)
+
+    def gradients(x):
+        with tf.GradientTape() as tape:
+            tape.watch(list(variables.values()))
+            value = regularizer(x)
+        return tape.gradient(value, list(variables.values()))
+
+    x = matrix(7, 5)
+    zeros = dict.fromkeys(case.names, 0.0)
+    at_zero, _ = case.expected(x, zeros)
+    for name, gradient in zip(case.names, compiled(mode, gradients)(x), strict=True):
+        at_one, _ = case.expected(x, zeros | {name: 1.0})
+        assert_close(gradient, at_one - at_zero, 1e-5)
+
+
+@modes
+@pytest.mark.parametrize(
+    ("l1", "l2", "x", "expected"),
+    [
+        (0, 0, np.nan, 0.0),
+        (strength(0.0), 0, np.nan, np.nan),
+        (0, strength(0.0), np.nan, np.nan),
+        (strength(0.0), strength(0.0), np.nan, np.nan),
+        (0, strength(1.0), np.inf, np.inf),  # 0 * inf is NaN
+        (strength(0.0), strength(1.0), np.inf, np.nan),
+        (strength(1.0), 0, 1e30, 1e30),  # its square is inf
+        (strength(1.0), strength(0.0), 1e30, np.nan),
+        (strength(1.0), 0.0, 1e30, 1e30),
+    ],
+    ids=["0-0", "v0-0", "0-v0", "v0-v0", "0-v1", "v0-v1", "v1-0", "v1-v0", "v1-0.0"],
+)
+def test_zero_leaves_a_term_out_if_it_is_a_number(mode, l1, l2, x, expected):
+    value = compiled(mode, tfk.L1L2(l1, l2))(tf.constant([x]))
+    np.testing.assert_allclose(value, np.float32(expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["l1", pytest.param("sampled", marks=pytest.mark.heavy)])
+def test_float16_activity(name):
+    """Under mixed precision an activity penalty meets float16 tensors of unknown batch size."""
+    case, variable = CASES[name], strength(0.5)
+    function = tf.function(case.make(lambda _: variable), input_signature=[tf.TensorSpec([None, 5], tf.float16)])
+    x = matrix(7, 5, dtype="float16")
+    for number in (0.5, 2.0):
+        variable.assign(number)
+        value = function(x)
+        assert value.dtype == tf.float32
+        assert_close(value, case.expected(x, dict.fromkeys(case.names, number))[0], 1e-4)
+
+
+class Own(tf_keras.layers.Layer):
+    """A layer with the factor of its penalties among its weights."""
+
+    def build(self, shape):
+        constant = tf_keras.initializers.Constant(1e-8)  # 0 in float16
+        self.strength = self.add_weight("strength", (), "float32", constant, trainable=False)
+        self.activity_regularizer = tfk.L1(self.strength)
+
+    def call(self, x):
+        self.add_loss(tfk.L2(self.strength)(tf.ones([3], tf.float32)))
+        return x
+
+
+def test_weight_of_a_layer_under_mixed_precision():
+    """Keras reads such a weight as float16 inside the layer."""
+    layer = Own(dtype="mixed_float16")
+    layer(tf.ones((1, 5)))
+    np.testing.assert_allclose(sorted(map(float, layer.losses)), [3e-8, 5e-8], rtol=1e-6)
+
+
+# --- what a factor may be ---------------------------------------------------------------------------------------------
+
+A_VARIABLE = r"a finite number, or a scalar floating tf\.Variable\(\.\.\., trainable=False\)\. Received: {}=<"
+A_SCHEDULE = r"a finite number; for a schedule use `fit\(callbacks=\[RegularizationScheduler\(schedule\)\]\)`"
+A_NUMBER = r"a finite number\. Received: {}=<tf\.Tensor"
+BAD = {
+    "vector": (lambda: strength([0.1]), A_VARIABLE),
+    "matrix of one": (lambda: strength([[0.1]]), A_VARIABLE),
+    "shape unknown": (lambda: strength(0.1, shape=tf.TensorShape(None)), A_VARIABLE),
+    "int": (lambda: strength(1, tf.int32), A_VARIABLE),
+    "bool": (lambda: strength(True, tf.bool), A_VARIABLE),
+    "complex": (lambda: strength(1, tf.complex64), A_VARIABLE),
+    "trainable": (lambda: tf.Variable(0.1), A_VARIABLE + r"a variable of shape \(\), dtype float32, trainable=True>"),
+    "schedule": (lambda: tf_keras.optimizers.schedules.PolynomialDecay(0.1, 10), A_SCHEDULE),
+    "function": (lambda: lambda epoch: 0.1 * epoch, A_SCHEDULE),
+    "class": (lambda: tf_keras.optimizers.schedules.PolynomialDecay, A_SCHEDULE),
+    "tensor vector": (lambda: tf.constant([0.1]), A_NUMBER),
+    "tensor nan": (lambda: tf.constant(np.nan), A_NUMBER),
+    "tensor text": (lambda: tf.constant("0.1"), A_NUMBER),
+    "tensor complex": (lambda: tf.constant(1j), A_NUMBER),
+}
+if KERAS3 is not None:
+    BAD["keras3 variable"] = (lambda: KERAS3.Variable(0.1, trainable=False), A_VARIABLE)
+    BAD["keras3 schedule"] = (lambda: KERAS3.optimizers.schedules.PolynomialDecay(0.1, 10), A_SCHEDULE)
+
+
+@cases
+@pytest.mark.parametrize(("bad", "expected"), BAD.values(), ids=BAD)
+def test_bad_factor(case, bad, expected):
+    value = bad()
+    for name in case.names:
+        message = rf"argument `{name}`\. Expected {expected.format(name)}"
+        with pytest.raises(ValueError, match=message):
+            case.make(lambda other, name=name: value if other == name else 0.1)
+        regularizer = case.make(lambda _: 0.1)
+        before = regularizer.get_config()
+        with pytest.raises(ValueError, match=message):
+            setattr(regularizer, name, value)
+        assert regularizer.get_config() == before
+
+
+@cases
+@pytest.mark.parametrize(("tensor", "number"), [(tf.constant(0.5), 0.5), (tf.constant(2), 2.0)], ids=["float", "int"])
+def test_constant_tensor_is_taken_as_its_number(case, tensor, number):
+    for name in case.names:
+        regularizer = case.make(lambda _: 0.1)
+        setattr(regularizer, name, tensor)
+        for made in (regularizer, case.make(lambda other, name=name: tensor if other == name else 0.1)):
+            assert type(getattr(made, name)) is float
+            assert made.get_config()[name] == number
+
+
+def test_tensor_of_a_traced_function_is_refused():
+    """It has no number while it is traced, and must not get out of there."""
+    regularizer = tfk.L1(0.5)
+
+    def set_later(factor):
+        regularizer.l1 = factor
+
+    for function in (tfk.L1, set_later):
+        with pytest.raises(ValueError, match=r"argument `l1`\. Expected a finite number"):
+            tf.function(function, autograph=False)(tf.constant(0.5))
+    assert regularizer.l1 == 0.5
+
+
+# --- what a regularizer writes of itself ------------------------------------------------------------------------------
+
+FILES = ("model.keras", "model.h5", "model")
+COPIES = {
+    "from_config": lambda regularizer: type(regularizer).from_config(regularizer.get_config()),
+    "serialize": lambda regularizer: tfk.deserialize(tfk.serialize(regularizer)),
+    "json": lambda regularizer: type(regularizer)(**json.loads(json.dumps(regularizer.get_config()))),
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+    "pickle": lambda regularizer: pickle.loads(pickle.dumps(regularizer)),
+}
+
+
+@cases
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_config_holds_the_current_number(case, dtype):
+    variables = {name: strength(0.1, dtype) for name in case.names}
+    regularizer = case.make(variables.get)
+    for number in (0.1, 0.3):
+        for variable in variables.values():
+            variable.assign(number)
+        config = regularizer.get_config()
+        for name in case.names:
+            assert type(config[name]) is float
+            assert config[name] == float(strength(number, dtype).numpy())
+        assert config | case.fixed == config
+        written = {
+            name: f"<variable: {value}>" if name in case.names else repr(value) for name, value in config.items()
+        }
+        arguments = ", ".join(f"{name}={value}" for name, value in written.items())
+        assert repr(regularizer) == f"{case.cls.__name__}({arguments})"
+
+
+def test_config_and_repr_inside_a_traced_function():
+    """As code that prints them while it is traced."""
+    regularizer = tfk.L2(strength(0.25))
+    found = []
+    tf.function(lambda: found.extend([regularizer.get_config(), repr(regularizer)]), autograph=False)()
+    assert found == [{"l2": 0.25}, "L2(l2=<variable: 0.25>)"]
+
+
+def test_repr_before_the_variable_has_a_value():
+    """One that is made while a function is traced gets its value when the trace is done."""
+    made, shown = [], []
+
+    def function():
+        if not made:
+            made.append(tfk.L2(strength(lambda: 0.25)))
+            shown.append(repr(made[0]))
+        return made[0](tf.ones([2]))
+
+    assert float(tf.function(function, autograph=False)()) == 0.5
+    assert shown == ["L2(l2=<a variable of shape (), dtype float32, trainable=False>)"]
+    assert repr(made[0]) == "L2(l2=<variable: 0.25>)"
+
+
+@cases
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_copy_holds_the_current_number(case, copied):
+    variables = {name: strength(0.1) for name in case.names}
+    regularizer = case.make(variables.get)
+    for variable in variables.values():
+        variable.assign(0.3)
+    other = copied(regularizer)
+    before = regularizer.get_config()
+    for variable in variables.values():
+        variable.assign(9.0)
+    assert type(other) is case.cls
+    assert other.get_config() == before
+    assert all(type(getattr(other, name)) is float for name in case.names)
+    assert regularizer.get_config() == before | dict.fromkeys(case.names, 9.0)
+    x = matrix(7, 5)
+    assert_close(other(x), case.expected(x, {name: before[name] for name in case.names})[0], 1e-5)
+
+
+def test_copy_of_a_subclass_holds_its_other_attributes():
+    class FromStart(tfk.L2):
+        def __init__(self, l2, start):
+            super().__init__(l2)
+            self.start, self.axes = tf.Variable(start), [0, 1]
+
+    regularizer = FromStart(tf.Variable(0.5, trainable=False), np.ones((2, 3), "float32"))
+    duplicate = copy.deepcopy(regularizer)
+    assert duplicate.l2 == 0.5
+    assert isinstance(duplicate.start, tf.Variable)
+    assert duplicate.start.shape == (2, 3)
+    assert type(regularizer.axes) is type(duplicate.axes) is list
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+class Live(NamedTuple):
+    """A stack of layers without bias, one for each case, and the factors of each."""
+
+    model: object
+    factors: list[dict]
+
+    def assign(self, number):
+        """A different value for each variable, and none with which it was built."""
+        for i, variable in enumerate(variable for held in self.factors for variable in held.values()):
+            variable.assign(number * (1 + i / 8))
+
+
+def build(names=tuple(CASES), keras=tf_keras, factor=strength):
+    factors = [{name: factor() for name in CASES[case].names} for case in names]
+    model = keras.Sequential([keras.Input((6,))])
+    for case, held in zip(names, factors, strict=True):
+        regularizer = CASES[case].make(held.get)
+        model.add(keras.layers.Dense(6, use_bias=False, kernel_regularizer=regularizer, name=case.replace(".", "_")))
+    random = np.random.default_rng(2)
+    model.set_weights([random.normal(size=(6, 6)).astype("float32") for _ in names])
+    return Live(model, factors)
+
+
+def regularizers_of(model):
+    return [layer.kernel_regularizer for layer in model.layers if layer.weights]
+
+
+def configs(model):
+    return [regularizer.get_config() for regularizer in regularizers_of(model)]
+
+
+def losses(model):
+    return [float(loss) for loss in model.losses]
+
+
+@kerases
+@pytest.mark.parametrize("jit", [False, True], ids=["plain", "jit_compile"])
+@pytest.mark.light(jit=[False], keras=[tf_keras])
+def test_fit(keras, jit):
+    """Input 0 has no gradient for the data, so each kernel moves by its penalty alone, as written here in NumPy."""
+    live = build(keras=keras)
+    model, rate = live.model, 0.125
+    model.compile(keras.optimizers.SGD(rate), "mse", jit_compile=jit)
+    kernels = [kernel.astype("float64") for kernel in model.get_weights()]
+
+    def truth():
+        """The loss at the current kernels and numbers, where 1 is that of the data, and the gradients."""
+        numbers = [{name: float(variable) for name, variable in held.items()} for held in live.factors]
+        values, gradients = zip(*map(Case.expected, CASES.values(), kernels, numbers), strict=True)
+        return 1 + sum(values), gradients
+
+    expected = []
+
+    def on_epoch_begin(epoch, logs=None):
+        value, gradients = truth()
+        expected.append(value)
+        kernels[:] = [kernel - rate * gradient for kernel, gradient in zip(kernels, gradients, strict=True)]
+
+    def on_epoch_end(epoch, logs=None):
+        live.assign([0.0, 0.5, 0.03125][epoch])
+
+    live.assign(0.25)
+    moves = keras.callbacks.LambdaCallback(on_epoch_begin=on_epoch_begin, on_epoch_end=on_epoch_end)
+    data = np.zeros((4, 6), "float32"), np.ones((4, 6), "float32")
+    history = model.fit(*data, batch_size=4, epochs=3, verbose=0, callbacks=[moves]).history["loss"]
+    np.testing.assert_allclose(history, expected, rtol=1e-5)
+    assert len(set(history)) == 3
+    for found, kernel in zip(model.get_weights(), kernels, strict=True):
+        np.testing.assert_allclose(found, kernel, rtol=1e-5, atol=1e-5)
+    for number in (0.03125, 2.0):
+        live.assign(number)
+        assert model.evaluate(*data, verbose=0) == pytest.approx(truth()[0], rel=1e-5)
+
+
+def test_variable_assigned_within_an_epoch():
+    """After a batch, and before the next one, without another trace."""
+    variable = strength(0.0)
+    layer = tf_keras.layers.Dense(1, "linear", False, "ones", kernel_regularizer=tfk.L1(variable), input_shape=(1,))
+    model = tf_keras.Sequential([layer])
+    model.compile(tf_keras.optimizers.SGD(1.0), "mse")
+    seen, traces = [], set()
+
+    def on_train_batch_end(batch, logs):
+        traces.add(model.train_function.experimental_get_tracing_count())
+        seen.append(float(layer.kernel.numpy()[0, 0]))
+        variable.assign(2.0 ** -(batch + 2))
+
+    moves = tf_keras.callbacks.LambdaCallback(on_train_batch_end=on_train_batch_end)
+    model.fit(np.zeros((4, 1)), np.zeros((4, 1)), 1, verbose=0, callbacks=[moves])
+    assert seen == [1.0, 0.75, 0.625, 0.5625]
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_activity_regularizer(file, tmp_path):
+    """It is called inside the traced call of the model, and Keras divides by the batch size."""
+    x, y, variable = np.ones((4, 3), "float32"), np.full((4, 2), 3.0, "float32"), strength(0.5)
+    layer = tf_keras.layers.Dense(2, kernel_initializer="ones", activity_regularizer=tfk.L1(variable))
+    model = tf_keras.Sequential([tf_keras.Input((3,)), layer])
+    model.compile("sgd", "mse")
+    for number in (0.5, 2.0):
+        variable.assign(number)
+        assert model.evaluate(x, y, verbose=0) == pytest.approx(number * 6)
+    model.save(tmp_path / file)
+    variable.assign(1.0)
+    assert model.evaluate(x, y, verbose=0) == pytest.approx(6)
+    loaded = tf_keras.models.load_model(tmp_path / file)
+    assert loaded.evaluate(x, y, verbose=0) == pytest.approx(12)
+    assert type(loaded.layers[-1].activity_regularizer.l1) is float
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda k, l2: k.layers.TimeDistributed(k.layers.Dense(2, kernel_regularizer=l2)),
+        lambda k, l2: k.layers.RNN(k.layers.LSTMCell(2, kernel_regularizer=l2)),
+        lambda k, l2: k.layers.MultiHeadAttention(2, 3, kernel_regularizer=l2),
+    ],
+    ids=["TimeDistributed", "RNN", "MultiHeadAttention"],
+)
+@kerases
+def test_layer_that_holds_others(make, keras):
+    variable = strength(0.5)
+    layer, x = make(keras, tfk.L2(variable)), tf.ones((1, 3, 2))
+    layer(x, x) if isinstance(layer, keras.layers.MultiHeadAttention) else layer(x)
+    assert_follows(layer, variable)
+
+
+def assert_follows(layer, variable):
+    before = sum(losses(layer))
+    variable.assign(3 * float(variable))
+    assert sum(losses(layer)) == pytest.approx(3 * before)
+    assert before > 0
+
+
+def test_set_regularizers():
+    """Also where a constructor would have copied the regularizer through its config, as Bidirectional does."""
+    model = tf_keras.Sequential([tf_keras.layers.Bidirectional(tf_keras.layers.GRU(2))])
+    model.build((None, 3, 2))
+    variable = strength(0.5)
+    tfk.set_regularizers(model, kernel_regularizer=tfk.L2(variable))
+    assert_follows(model, variable)
+
+
+# --- weights and checkpoints ------------------------------------------------------------------------------------------
+
+
+def checkpoint(model, path):
+    return tf.train.Checkpoint(model=model).write(str(path))
+
+
+WEIGHT_FILES = {
+    "h5": (
+        lambda model, path: model.save_weights(path := f"{path}.weights.h5") or path,
+        lambda model, path: model.load_weights(path),
+    ),
+    "tf": (
+        lambda model, path: model.save_weights(path, save_format="tf") or path,
+        lambda model, path: model.load_weights(path).assert_consumed(),
+    ),
+    "checkpoint": (checkpoint, lambda model, path: tf.train.Checkpoint(model=model).read(path).assert_consumed()),
+}
+
+
+@pytest.mark.parametrize(
+    ("keras", "kind"), [(keras, kind) for keras in KERAS for kind in WEIGHT_FILES if (keras, kind) != ("keras3", "tf")]
+)
+def test_weights_are_those_without_variables(keras, kind, tmp_path):
+    """In the model and in its files, so each of two models opens the other's."""
+    (write, read), keras = WEIGHT_FILES[kind], KERAS[keras]
+    live, plain = build(keras=keras), build(keras=keras, factor=lambda: 0.25)
+    for attribute in ("weights", "trainable_weights", "non_trainable_weights", "variables"):
+        found, expected = ([v.name for v in getattr(each.model, attribute)] for each in (live, plain))
+        assert found == expected
+    assert len(live.model.weights) == len(CASES)
+    saved = [weight.copy() for weight in live.model.get_weights()]
+    paths = [write(each.model, tmp_path / name) for name, each in (("live", live), ("plain", plain))]
+    live.assign(0.4)
+    for each, path in zip((plain, live), paths, strict=True):
+        each.model.set_weights([2 * weight for weight in saved])
+        read(each.model, path)
+        for found, expected in zip(each.model.get_weights(), saved, strict=True):
+            np.testing.assert_array_equal(found, expected)
+    assert float(live.factors[0]["l1"]) == np.float32(0.4)
+
+
+def test_checkpoint_restores_a_variable_that_it_is_given(tmp_path):
+    model, variable = build(["l2"]).model, strength(0.5)
+    tfk.set_regularizers(model, kernel_regularizer=tfk.L2(variable))
+    given = tf.train.Checkpoint(model=model, l2=variable)
+    path = given.write(str(tmp_path / "given"))
+    before = losses(model)
+    variable.assign(3.0)
+    given.read(path).assert_consumed()
+    assert losses(model) == before
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@tf_keras.saving.register_keras_serializable("test_factors")
+class Annealed(tfk.L1):
+    """A user's subclass that makes its factor's variable itself."""
+
+    def __init__(self, l1=0.25):
+        super().__init__(strength(l1))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_subclass_that_makes_its_variable_is_saved(file, tmp_path):
+    layer = tf_keras.layers.Dense(2, kernel_regularizer=Annealed(), kernel_initializer="ones", input_shape=(3,))
+    model = tf_keras.Sequential([layer])
+    model.compile("sgd", "mse")
+    layer.kernel_regularizer.l1.assign(0.5)
+    for name in (file, f"again_{file}"):
+        model.save(tmp_path / name)
+        model = tf_keras.models.load_model(tmp_path / name)
+        assert losses(model) == [3.0]
+    model.layers[0].kernel_regularizer.l1.assign(1.0)
+    assert losses(model) == [6.0]
+
+
+def assert_plain_copy(other, live):
+    """The other model has plain floats, the current ones, and moves no more with the variables."""
+    before = losses(live.model)
+    assert losses(other) == before
+    assert len(before) == len(live.model.weights)
+    assert configs(other) == configs(live.model)
+    held = [vars(regularizer) for regularizer in regularizers_of(other)]
+    assert {type(values[name]) for values in held for name in ("l1", "l2", "factor") if name in values} == {float}
+    live.assign(7.0)
+    assert losses(other) == before
+    assert losses(live.model) != before
+
+
+def reloaded(file):
+    def copied(keras, model, folder):
+        model.save(folder / file)
+        return keras.models.load_model(folder / file)
+
+    return copied
+
+
+MODEL_COPIES = {
+    "clone_model": lambda keras, model, _: keras.models.clone_model(model),
+    "from_config": lambda keras, model, _: type(model).from_config(model.get_config()),
+    "deepcopy": lambda keras, model, _: copy.deepcopy(model),
+    "pickle": lambda keras, model, _: pickle.loads(pickle.dumps(model)),
+} | {file: reloaded(file) for file in FILES}
+
+
+@pytest.mark.parametrize(
+    ("keras", "copied"),
+    [(keras, copied) for keras in KERAS for copied in MODEL_COPIES if (keras, copied) != ("keras3", "model")],
+)
+def test_copy_of_a_model_has_numbers(keras, copied, tmp_path):
+    live = build(keras=KERAS[keras])
+    if keras == "tf_keras":  # Keras 3 does not open an .h5 of a compiled model
+        live.model.compile("sgd", "mse")
+    live.assign(0.4)
+    other = MODEL_COPIES[copied](KERAS[keras], live.model, tmp_path)
+    other.set_weights(live.model.get_weights())
+    assert_plain_copy(other, live)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("copied", [*MODEL_COPIES, *(f"regularizer.{name}" for name in COPIES)])
+@pytest.mark.light(number=[np.inf])
+def test_number_that_is_not_finite_is_neither_saved_nor_copied(copied, number, tmp_path):
+    """It could not be opened. Training goes on, and so do checkpoints."""
+    variable = strength(number)
+    layer = tf_keras.layers.Dense(2, kernel_regularizer=tfk.L1(variable), input_shape=(3,))
+    model = tf_keras.Sequential([layer])
+    model.compile("sgd", "mse")
+
+    def copy_it():
+        if copied in MODEL_COPIES:
+            return MODEL_COPIES[copied](tf_keras, model, tmp_path)
+        return COPIES[copied.removeprefix("regularizer.")](layer.kernel_regularizer)
+
+    with pytest.raises(ValueError, match=rf"factor `l1` of L1 is {number}.*Expected a finite number.*Received: l1="):
+        copy_it()
+    # Keras opens an .h5 file before it asks for the config.
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".h5"] == []
+    assert repr(layer.kernel_regularizer) == f"L1(l1=<variable: {number}>)"
+    model.fit(np.ones((2, 3)), np.ones((2, 2)), verbose=0)
+    tf.train.Checkpoint(model=model).write(str(tmp_path / "checkpoint"))
+    variable.assign(0.5)
+    copy_it()
+
+
+@needs_keras3
+def test_export_of_a_keras3_model(tmp_path):
+    live = build(keras=KERAS3)
+    live.model.export(tmp_path / "exported", verbose=False)
+    x = np.ones((2, 6), "float32")
+    exported = tf.saved_model.load(str(tmp_path / "exported"))
+    np.testing.assert_allclose(exported.serve(x), live.model(x), rtol=1e-5)
+
+
+@pytest.mark.heavy
+def test_files_open_without_the_package(tmp_path, run_python):
+    live = build([name for name in CASES if name != "sampled"])  # with that one a file needs the package
+    live.model.compile("sgd", "mse")
+    live.assign(0.4)
+    for file in FILES:
+        live.model.save(tmp_path / file)
+    program = """
+        import json, pathlib, sys
+        import tf_keras
+
+        for name in sys.argv[2:]:
+            model = tf_keras.models.load_model(pathlib.Path(sys.argv[1]) / name)
+            configs = [layer.kernel_regularizer.get_config() for layer in model.layers]
+            print(json.dumps([configs, [float(loss) for loss in model.losses]]))
+        assert not any(name.startswith("tfk_regularizers") for name in sys.modules)
+    """
+    lines = run_python("-c", textwrap.dedent(program), tmp_path, *FILES).splitlines()
+    assert len(lines) == 3
+    for written, values in map(json.loads, lines):
+        assert written == configs(live.model)
+        np.testing.assert_allclose(values, losses(live.model), rtol=1e-6)
+
+
+# --- replicas ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.heavy
+def test_mirrored_strategy_equals_one_device(run_python, tmp_path):
+    """With a variable that was made in the scope, and one that was made outside."""
+    program = """
+        import sys
+        import numpy as np
+        import tensorflow as tf
+        import tf_keras
+
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+        import tfk_regularizers as tfk
+
+        random = np.random.default_rng(0)
+        x, y = random.normal(size=(24, 5)).astype("f4"), random.normal(size=(24, 3)).astype("f4")
+
+        def run(strategy, inside):
+            new = lambda: tf.Variable(0.0, trainable=False)
+            tf_keras.utils.set_random_seed(1)
+            v = None if inside else new()
+            with strategy.scope():
+                v = new() if inside else v
+                makers = [tfk.L1, tfk.L2, lambda v: tfk.L1L2(v, v), lambda v: tfk.OrthogonalRegularizer(v, "columns")]
+                makers.append(lambda v: tfk.SampledOrthogonalRegularizer(v, sample_size=9))
+                layers = [tf_keras.layers.Dense(5, "tanh", kernel_regularizer=make(v)) for make in makers]
+                layers.append(tf_keras.layers.Dense(3, activity_regularizer=tfk.L2(v)))
+                model = tf_keras.Sequential(layers)
+                model.compile(tf_keras.optimizers.SGD(0.1, 0.9), "mse")
+            change = lambda epoch, logs: v.assign([0.125, 0.0, 0.03125][epoch])
+            callback = tf_keras.callbacks.LambdaCallback(on_epoch_end=change)
+            history = model.fit(x, y, 8, 3, shuffle=False, verbose=0, callbacks=[callback]).history["loss"]
+            history.append(model.evaluate(x, y, 8, verbose=0))
+            assert [layer.kernel_regularizer.get_config() for layer in layers[:2]] == [{"l1": 0.03125}, {"l2": 0.03125}]
+            assert len(model.weights) == 2 * len(layers)
+            return history, np.concatenate([w.ravel() for w in model.get_weights()]), model
+
+        mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        assert mirrored.num_replicas_in_sync == 2
+        losses, weights, _ = run(tf.distribute.get_strategy(), False)
+        for inside in (False, True):
+            history, found, model = run(mirrored, inside)
+            np.testing.assert_allclose(history, losses, rtol=1e-5)
+            np.testing.assert_allclose(found, weights, rtol=1e-5, atol=1e-6)
+            model.save(sys.argv[1])
+            loaded = tf_keras.models.load_model(sys.argv[1])
+            assert loaded.layers[0].kernel_regularizer.l1 == 0.03125
+            np.testing.assert_allclose(loaded.evaluate(x, y, 8, verbose=0), losses[-1], rtol=1e-5)
+    """
+    run_python("-c", textwrap.dedent(program), tmp_path / "model.keras")
+
+
+# --- weight decay -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9], ids=["sgd", "momentum"])
+@kerases
+def test_step_is_the_weight_decay_step(keras, momentum):
+    """Against w ← w (1 - ηλ) - η ∇, in float64, with the momentum m ← μ m + ∇ + λ w of PyTorch's weight_decay."""
+    rate, decay = 0.1, 0.3
+    random = np.random.default_rng(3)
+    x, y = random.normal(size=(8, 4)), random.normal(size=(8, 2))
+    regularizer = tfk.L2.from_weight_decay(decay)
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(2, "linear", False, kernel_regularizer=regularizer)]
+    )
+    model.compile(keras.optimizers.SGD(rate, momentum), "mse")
+    w = model.get_weights()[0].astype("float64")
+    m = np.zeros_like(w)
+    for _ in range(5):
+        gradient = 2 * x.T @ (x @ w - y) / y.size
+        if momentum:
+            m = momentum * m + gradient + decay * w
+            w = w - rate * m
+        else:
+            w = w * (1 - rate * decay) - rate * gradient
+        model.train_on_batch(x.astype("float32"), y.astype("float32"))
+        np.testing.assert_allclose(model.get_weights()[0], w, rtol=1e-5, atol=1e-6)
+
+
+class Decay(tfk.L2):
+    """A user's subclass."""
+
+
+@pytest.mark.parametrize("decay", [0, 0.5, -1, True, np.float32(0.25), np.array(2)], ids=repr)
+@pytest.mark.parametrize("cls", [tfk.L2, Decay])
+def test_decay_is_halved(cls, decay):
+    regularizer = cls.from_weight_decay(decay)
+    assert type(regularizer) is cls
+    assert regularizer.get_config() == {"l2": float(decay) / 2}
+
+
+@pytest.mark.parametrize(
+    "decay",
+    [None, "0.1", np.nan, np.inf, -np.inf, 10**400, [0.1], 1j, strength(0.1), tf.Variable(0.1)],
+    ids=["None", "str", "nan", "inf", "-inf", "10**400", "list", "complex", "variable", "trainable"],
+)
+def test_bad_decay(decay):
+    """A variable among them: half of it is no variable, so it would silently be read once and never again."""
+    with pytest.raises(ValueError, match=r"argument `decay`\. Expected a finite number\. Received: decay="):
+        tfk.L2.from_weight_decay(decay)

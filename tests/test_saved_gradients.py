@@ -1,0 +1,95 @@
+"""The gradients of penalties in SavedModels, in a process that does not have the package."""
+
+import textwrap
+
+import numpy as np
+import oracles
+import pytest
+import tensorflow as tf
+import tf_keras
+from differentiation import assert_close
+
+import tfk_regularizers as tfk
+
+
+class WithVariables:
+    """The penalties, whose factors become variables that have been changed."""
+
+    def __getattr__(self, name):
+        def make(*factors, **others):
+            variables = [factor if isinstance(factor, str) else tf.Variable(9.0, trainable=False) for factor in factors]
+            for variable, factor in zip(variables, factors, strict=True):
+                isinstance(factor, str) or variable.assign(factor)
+            return getattr(tfk, name)(*variables, **others)
+
+        return make
+
+
+def total(*pairs):
+    return tuple(map(sum, zip(*pairs, strict=True)))
+
+
+PENALTIES = oracles.PENALTIES | {
+    "sampled": (  # all rows, as there are no more than it draws
+        lambda regularizers: regularizers.SampledOrthogonalRegularizer(0.3, sample_size=2000),
+        lambda x: oracles.orthogonal(x, 0.3, "rows"),
+    ),
+    "sum": (
+        lambda regularizers: regularizers.L1(0.3) + regularizers.OrthogonalRegularizer(0.3),
+        lambda x: total(oracles.l1(x, 0.3), oracles.orthogonal(x, 0.3, "rows")),
+    ),
+}
+# One Gram matrix, two halves of the rows, and more blocks.
+SHAPES = ((tfk, (7, 5)), (WithVariables(), (8, 5)), (tfk, (1100, 300)), (tfk, (1100, 64)))
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("custom_gradients", [True, False])
+def test_saved_model_without_the_package_has_the_gradients(custom_gradients, tmp_path, run_python):
+    """Whether Keras or TensorFlow loads it. Saved without custom gradients, they are right or an error."""
+    truths, inputs, outputs = {}, [], []
+    for name, (make, truth) in PENALTIES.items():
+        for regularizers, shape in SHAPES:
+            rows, columns = shape[::-1] if "columns" in name else shape
+            layer = tf_keras.layers.Dense(columns, use_bias=False, kernel_regularizer=make(regularizers))
+            inputs.append(tf_keras.Input((rows,)))
+            outputs.append(layer(inputs[-1]))
+            layer.set_weights([np.random.default_rng(columns).normal(size=(rows, columns))])
+            truths[layer.name] = truth(layer.kernel.numpy().astype("float64"))
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=custom_gradients)
+    tf_keras.Model(inputs, outputs).save(tmp_path / "model", save_format="tf", options=options)
+    program = """
+        import sys
+        import numpy as np
+        import tensorflow as tf
+        import tf_keras
+
+        found = {}
+
+        def differentiate(kind, loss, variables=None):
+            with tf.GradientTape() as tape:
+                value = loss()
+            variables = variables or tape.watched_variables()
+            for variable, gradient in zip(variables, tape.gradient(value, variables), strict=True):
+                found[f"{variable.name.split('/')[0]} {kind}"] = gradient
+            return value
+
+        loaded = tf.saved_model.load(sys.argv[1] + "/model")
+        for loss in loaded.regularization_losses:
+            try:
+                value = differentiate("loaded by TensorFlow", loss)
+                found[list(found)[-1] + " value"] = value
+            except LookupError as error:
+                assert "No gradient defined" in str(error)
+        if sys.argv[2] == "True":
+            model = tf_keras.models.load_model(sys.argv[1] + "/model", compile=False)
+            differentiate("loaded by Keras", lambda: tf.add_n(model.losses), model.trainable_variables)
+        np.savez(sys.argv[1] + "/found.npz", **found)
+        assert not any(name.startswith("tfk_regularizers") for name in sys.modules)
+    """
+    run_python("-c", textwrap.dedent(program), tmp_path, custom_gradients)
+    found = np.load(tmp_path / "found.npz")
+    assert len(found) == 3 * len(truths) if custom_gradients else len(found) > 0
+    for name, array in found.items():
+        value, gradient = truths[name.split()[0]]
+        assert_close(array, value if name.endswith("value") else gradient, 1e-5)

@@ -1,0 +1,25 @@
+"""Training and test steps of a model, and what callbacks need of Keras."""
+
+import sys
+from typing import Any
+
+import tf_keras
+
+
+def forget_traces(model: Any) -> None:
+    """Let a model trace its steps anew: a traced step keeps the penalties that it was traced with."""
+    for name in ("train_tf_function", "train_function", "test_function", "predict_function"):
+        if getattr(model, name, None) is not None:
+            setattr(model, name, None)
+            if name != "train_tf_function":  # made at once, because a running `fit` calls the attribute again
+                setattr(model, name, getattr(model, f"make_{name}")())
+
+
+def keep_logs_as_tensors(callback: Any) -> None:
+    """Let Keras hand a callback the logs of a batch as tensors. It would wait for each step to make them numbers."""
+    callback._supports_tf_logs = True
+
+
+def print_message(text: str) -> None:
+    """Print as Keras's callbacks do: to where `tf_keras.utils.disable_interactive_logging` sends it."""
+    sys.modules[tf_keras.utils.disable_interactive_logging.__module__].print_msg(text)

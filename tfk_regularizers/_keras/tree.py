@@ -1,0 +1,80 @@
+"""The layers of a model as a tree, with the paths of layers and weights."""
+
+import itertools
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from tfk_regularizers._keras import layers, versions
+
+
+class Node(NamedTuple):
+    """A layer, its path, and the layers around it that are not models, by id."""
+
+    layer: Any
+    path: str
+    enclosing: dict[int, Any]
+
+
+def walk(model: Any) -> list[Node]:
+    """The model and all layers inside it, each once, in the order in which Keras collects their losses."""
+    nodes = {id(model): Node(model, "", {})}
+    taken: set[str] = set()
+
+    def visit(parent: Node) -> None:
+        enclosing = parent.enclosing
+        if not isinstance(parent.layer, versions.model_bases()):
+            enclosing = {**enclosing, id(parent.layer): parent.layer}
+        for layer in layers.sublayers(parent.layer):
+            node = nodes.get(id(layer))
+            if node is None:
+                path = deduplicate_path(join_path(parent.path, layer.name), taken)
+                nodes[id(layer)] = node = Node(layer, path, {})
+            elif enclosing.keys() <= node.enclosing.keys():
+                continue
+            node.enclosing.update(enclosing)
+            visit(node)
+
+    visit(nodes[id(model)])
+    return list(nodes.values())
+
+
+def choose(nodes: Iterable[Node], where: Callable[[Any], Any] | None) -> list[Node]:
+    """The layers for which `where` returns true, or for a layer around them."""
+    passes = {id(node.layer): where is None or bool(where(node.layer)) for node in nodes}
+    return [node for node in nodes if passes[id(node.layer)] or any(passes[owner] for owner in node.enclosing)]
+
+
+def weight_paths(node: Node, variables: list[Any]) -> list[str]:
+    """The paths of some weights of a layer, distinct among all its weights."""
+    taken: set[str] = set()
+    weights = layers.own_weights(node.layer) if variables else []
+    paths = {id(variable): deduplicate_path(join_path(node.path, _own_name(variable)), taken) for variable in weights}
+    return [paths.get(id(variable)) or join_path(node.path, _own_name(variable)) for variable in variables]
+
+
+def _own_name(variable: Any) -> str:
+    """The last part of a variable's name, with that of a shard: "kernel", "kernel/part_0"."""
+    match = re.search(r"[^/:]+(/part_\d+)?(?=(:\d+)?$)", variable.name)
+    return match.group() if match else str(variable.name)
+
+
+def join_path(path: str, name: str) -> str:
+    """A path and a name, joined by a slash."""
+    return f"{path}/{name}" if path else name
+
+
+def deduplicate_path(path: str, taken: set[str]) -> str:
+    """The path, or the first of path_1, path_2, … that is not taken; it is taken then."""
+    candidates = itertools.chain([path], (f"{path}_{number}" for number in itertools.count(1)))
+    unique = next(candidate for candidate in candidates if candidate not in taken)
+    taken.add(unique)
+    return unique
+
+
+def check_built(model: Any) -> None:
+    """Raise ValueError if a model has no weights yet."""
+    if not model.built:
+        raise ValueError(
+            f"The model {model.name!r} has no weights yet. Call `model.build(input_shape)` or the model on data first."
+        )

@@ -1,0 +1,255 @@
+"""RegularizationScheduler: factors that follow a schedule."""
+
+import contextlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from tfk_regularizers._keras import layers, steps, tree, versions
+from tfk_regularizers._keras.regularization import ActiveRegularizer, active_regularizers, retrace
+from tfk_regularizers._messages import invalid_argument, short_repr
+from tfk_regularizers._models import check_where
+from tfk_regularizers._penalties import KERAS_PENALTIES, NEW_PENALTIES, Penalty, Sum
+from tfk_regularizers._penalties.arguments import Factor, argument_names
+from tfk_regularizers._penalties.factors import factor_value, is_factor_variable, to_finite_float
+
+
+class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc]
+    """Lets a factor of a model's penalties follow a schedule, as `LearningRateScheduler` does with the learning rate.
+
+    The model needs no preparation: when training begins, the numbers to change become variables, which traced and
+    compiled steps read anew, and the model traces its steps once more. After `fit` they stay variables that hold the
+    last scheduled value, so the next `fit` goes on without another trace. Files hold the current number. Factors that
+    are variables already are assigned.
+
+    Regularizers of weights and of activities are reached, in nested models, wrappers, RNN cells and
+    `MultiHeadAttention`, and as terms of sums. An instance that several layers share has one factor, in other models
+    too. If two schedulers change the same factor, the later one in the list of callbacks has the last word.
+
+    The logs of an epoch get the factor under its name, as `l1`. If several values differ, or another scheduler has
+    logged that name, they are logged under their paths, as `hidden/kernel/l1`. As with `LearningRateScheduler`,
+    `History` has them, and so do callbacks that come later in the list, such as `CSVLogger`.
+
+    Args:
+        schedule: What gives the factor, a finite number:
+            - a function of the epoch, counted from 0 (or from `initial_epoch`), called when an epoch begins;
+            - a function of two required arguments, the epoch and the current factor of each penalty. It starts from
+              the number that the penalty has, so a `fit` that `BackupAndRestore` resumes does not continue it;
+            - a `LearningRateSchedule` of Keras, a function of the steps of this `fit`, called when an epoch begins and
+              before each batch, or before each execution with `steps_per_execution` above 1. Steps of earlier fits do
+              not count. Counting waits for the previous step. (With `BackupAndRestore`, put this callback first: then
+              the steps before the interruption count.)
+        factor: The name of the factor: `"l1"`, `"l2"`, `"factor"`, or one of a `Penalty` of your own. Defaults to
+            `None`, the only name that there is.
+        where: A function of a layer that returns whether to schedule its penalties, as in `set_regularizers`. Defaults
+            to `None`, all layers.
+        verbose: 1 prints a line when an epoch begins. Defaults to 0.
+
+    Raises:
+        ValueError: If an argument is none of these. When training begins, if no penalty is found or several names are,
+            or if one cannot be changed: a regularizer that is not a `Penalty` (for instance a built-in one made before
+            this package was imported), one of a layer that was loaded from a SavedModel without its class, or one
+            shared with a layer that `where` leaves out. From `fit`, if the schedule gives no finite number; the factor
+            is then as before.
+        TypeError: When the model is not a tf_keras model (for instance a Keras 3 model).
+        RuntimeError: When training begins, in TensorFlow 1 graphs.
+
+    >>> import tensorflow as tf, tf_keras
+    >>> layer = tf_keras.layers.Dense(1, kernel_initializer="ones", kernel_regularizer="l1")
+    >>> model = tf_keras.Sequential([layer])
+    >>> model.compile(tf_keras.optimizers.SGD(0.0), "mse")
+    >>> warm_up = RegularizationScheduler(lambda epoch: 0.25 * epoch)
+    >>> model.fit(tf.zeros([4, 2]), tf.zeros([4, 1]), epochs=3, verbose=0, callbacks=[warm_up]).history
+    {'loss': [0.0, 0.5, 1.0], 'l1': [0.0, 0.25, 0.5]}
+    >>> layer.kernel_regularizer
+    L1(l1=<variable: 0.5>)
+    """
+
+    def __init__(
+        self,
+        schedule: Callable[..., Any],
+        factor: str | None = None,
+        where: Callable[[Any], Any] | None = None,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__()
+        steps.keep_logs_as_tensors(self)
+        self._schedule_of = _kind_of_schedule(schedule)
+        if factor is not None and not isinstance(factor, str):
+            raise invalid_argument("factor", 'the name of a factor, such as "l1", or None', factor)
+        check_where(where)
+        self.schedule, self.factor, self.where, self.verbose = schedule, factor, where, verbose
+        self._name, self._values_differ, self._epoch, self._steps_before = "", False, 0, 0
+        self._penalties: dict[str, Penalty] = {}
+        self._layers: list[Any] = []
+
+    def set_model(self, model: Any) -> None:
+        versions.check_is_of_tf_keras("RegularizationScheduler", model)
+        super().set_model(model)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        versions.check_tensorflow_2("RegularizationScheduler")
+        active = active_regularizers(self.model, self.where)
+        self._name, self._penalties = _find_penalties(self.model, active, self.factor, self.where)
+        self._layers = [node.layer for node in tree.walk(self.model)]
+        self._make_variables(active)
+        self._values_differ = self._schedule_of == "factor" and len({*self._factors().values()}) > 1
+        self._steps_before = self._iterations() if self._schedule_of == "step" else 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = epoch
+        values = self._assign()
+        self._update_configs()
+        if self.verbose > 0:
+            text = f"{self._name} to {next(iter(values.values()))}"
+            if self._values_differ:
+                text = ", ".join(f"{path} to {value}" for path, value in values.items())
+            steps.print_message(f"\nEpoch {epoch + 1}: RegularizationScheduler setting {text}.")
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if self._schedule_of == "step":
+            self._assign()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._update_configs()
+        if logs is not None:
+            factors = self._factors()
+            by_name = {self._name: next(iter(factors.values()))}
+            logs.update(factors if self._values_differ or self._name in logs else by_name)
+
+    def _make_variables(self, active: list[ActiveRegularizer]) -> None:
+        """Turn the factors that are numbers into variables, and let new traces read them."""
+        numbers = [penalty for penalty in self._penalties.values() if not is_factor_variable(vars(penalty)[self._name])]
+        if not numbers:
+            return
+        retrace(self.model)
+        dtypes = {id(term): one.layer.variable_dtype for one in active for term in _terms(one.regularizer)}
+        with self.model.distribute_strategy.scope():
+            for penalty in numbers:
+                # float64 keeps the digits of the schedule for logs and files. A class of the user's own multiplies by
+                # the factor as it is, in the dtype of the weights.
+                is_ours = type(penalty) in (*KERAS_PENALTIES, *NEW_PENALTIES)
+                penalty.__dict__[self._name] = tf.Variable(  # not by `setattr`, which warns that graphs have read it
+                    vars(penalty)[self._name],
+                    trainable=False,
+                    dtype=tf.float64 if is_ours else dtypes[id(penalty)],
+                    name=self._name,
+                    aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+                )
+
+    def _update_configs(self) -> None:
+        """Update the configs of Bidirectional layers, which hold copies of the numbers."""
+        for layer in self._layers:
+            if isinstance(layer, tf_keras.layers.Bidirectional):
+                layers.update_enclosing_config(layer, "kernel_regularizer", contextlib.ExitStack())
+
+    def _iterations(self) -> int:
+        return int(tf_keras.backend.get_value(self.model.optimizer.iterations))
+
+    def _factors(self) -> dict[str, float]:
+        """The current factors, by path."""
+        return {path: factor_value(getattr(penalty, self._name)) for path, penalty in self._penalties.items()}
+
+    def _assign(self) -> dict[str, float]:
+        """Assign what the schedule gives now, after checking all of it."""
+        if self._schedule_of == "factor":
+            scheduled = {path: self._scheduled(self._epoch, factor) for path, factor in self._factors().items()}
+        else:
+            now = self._iterations() - self._steps_before if self._schedule_of == "step" else self._epoch
+            scheduled = dict.fromkeys(self._penalties, self._scheduled(now))
+        for path, value in scheduled.items():
+            getattr(self._penalties[path], self._name).assign(value)
+        return scheduled
+
+    def _scheduled(self, *arguments: Any) -> float:
+        """What the schedule returns, as a finite number."""
+        given = self.schedule(*arguments)
+        try:
+            return to_finite_float(self._name, given)
+        except ValueError:
+            raise ValueError(
+                f"The schedule of a RegularizationScheduler must return a finite number for `{self._name}`. Received: "
+                f"{short_repr(given)} from {short_repr(self.schedule)} for the arguments {arguments}"
+            ) from None
+
+
+def _kind_of_schedule(schedule: Any) -> str:
+    """What a schedule is a function of: the "step", the "epoch", or the epoch and the "factor"."""
+    modules = (tf_keras, versions.keras3())
+    kinds = tuple(module.optimizers.schedules.LearningRateSchedule for module in modules if module is not None)
+    if isinstance(schedule, kinds):
+        return "step"
+    if callable(schedule) and not (inspect.isclass(schedule) and issubclass(schedule, kinds)):
+        try:
+            signature = inspect.signature(schedule)
+        except ValueError:  # of a function written in C
+            return "epoch"
+        for kind, arguments in (("epoch", (0,)), ("factor", (0, 0.0))):
+            with contextlib.suppress(TypeError):
+                signature.bind(*arguments)
+                return kind
+    expected = "a function of the epoch, or of the epoch and the factor, or a LearningRateSchedule"
+    if inspect.isclass(schedule):
+        expected += f" (did you mean an instance of {schedule.__name__}?)"
+    raise invalid_argument("schedule", expected, schedule)
+
+
+def _terms(regularizer: Any) -> list[Any]:
+    """The terms of a sum; [regularizer] for others."""
+    if not isinstance(regularizer, Sum):
+        return [regularizer]
+    return [inner for term in regularizer.regularizers for inner in _terms(term)]
+
+
+def _factor_names(term: Any) -> list[str]:
+    """The names of the factors of a term. For other classes, those of Keras's that it has."""
+    names = argument_names(type(term), Factor) if isinstance(term, Penalty) else ["l1", "l2", "factor"]
+    return [name for name in names if hasattr(term, name)]
+
+
+def _find_penalties(model: Any, active: Any, factor: str | None, where: Any) -> tuple[str, dict[str, Penalty]]:
+    """The name of the factor to schedule, and the penalties that have it by its paths."""
+    chosen = [(one, term) for one in active if one.chosen for term in _terms(one.regularizer)]
+    names = sorted({name for _, term in chosen for name in _factor_names(term)})
+    name = _choose_name(names, factor, f"of {model.name!r}{'' if where is None else ' in layers that pass `where`'}")
+    penalties: dict[int, tuple[str, Penalty]] = {}
+    taken: set[str] = set()
+    for one, term in chosen:
+        if name in _factor_names(term) and id(term) not in penalties:
+            _check_schedulable(one, term, name, active)
+            penalties[id(term)] = tree.deduplicate_path(f"{one.path}/{name}", taken), term  # sums may have two of them
+    return name, dict(penalties.values())
+
+
+def _choose_name(names: list[str], factor: str | None, place: str) -> str:
+    """The factor to schedule, of those that the penalties have; ValueError if that is not clear."""
+    if factor in names or (factor is None and len(names) == 1):
+        return factor or names[0]
+    regularize = '`Dense(3, kernel_regularizer="l2")` or `set_regularizers(model, kernel_regularizer="l2")`'
+    expected = f'one of {", ".join(names)}, as in `factor="{names[0]}"`' if names else regularize
+    raise ValueError(
+        f"RegularizationScheduler needs a factor that the penalties {place} have. Expected {expected}. "
+        f"Received: factor={short_repr(factor)}"
+    )
+
+
+def _check_schedulable(one: ActiveRegularizer, term: Any, name: str, active: list[ActiveRegularizer]) -> None:
+    """Raise ValueError unless the factor of a term may be changed."""
+    refused = f"RegularizationScheduler cannot change the `{name}` of {one.path!r}"
+    if not isinstance(term, Penalty):
+        raise ValueError(
+            f"{refused}: its regularizer is of {type(term)}. Expected one of tfk_regularizers, or of a class derived "
+            "from its `Penalty`. Replace it by `set_regularizers`, or leave the layer out by `where`."
+        )
+    value = vars(term).get(name)
+    if not is_factor_variable(value) and type(value) not in (int, float):
+        raise ValueError(f"{refused}: expected a number or a variable. Received: {name}={short_repr(value)}")
+    for other in active:
+        if not other.chosen and any(term is inner for inner in _terms(other.regularizer)):
+            raise ValueError(
+                f"{refused}, and not that of {other.path!r}, which `where` leaves out: both have the same regularizer "
+                f"{short_repr(term)}. Give one of them its own by `set_regularizers`."
+            )
