@@ -75,7 +75,7 @@ from tf_keras.regularizers import L1, L1L2, L2, OrthogonalRegularizer  # the bui
 # isort: split
 import tfk_regularizers
 
-for message in ("The .* of tf_keras itself is in use", "Built-in regularizers of tf_keras"):  # on purpose
+for message in (".* is the built-in regularizer of tf_keras", "Built-in regularizers of tf_keras"):  # on purpose
     warnings.filterwarnings("ignore", message=message)
 
 BUILTIN = {"L1": L1, "L2": L2, "L1L2": L1L2, "Orthogonal": OrthogonalRegularizer}
@@ -798,12 +798,16 @@ def loaded(file: Path) -> dict:
 
 
 def merged(several: list[dict]) -> list[dict]:
-    """Return the results of each version of TensorFlow in one, with the commands that have made them."""
+    """Return the results of each version of TensorFlow in one, with all rows and the commands that made them."""
     versions: dict[str, dict] = {}
     for results in several:
-        one = versions.setdefault(results["machine"]["TensorFlow"], {"machine": results["machine"]})
-        commands = dict.fromkeys([one["machine"]["command"], results["machine"]["command"]])
-        one |= results | {"machine": one["machine"] | {"command": "`, `".join(commands)}}
+        one = versions.setdefault(results["machine"]["TensorFlow"], {"machine": results["machine"] | {"command": ""}})
+        commands = [command for command in one["machine"]["command"].split("`, `") if command]
+        commands = dict.fromkeys([*commands, results["machine"]["command"]])
+        one["machine"] = one["machine"] | {"command": "`, `".join(commands)}
+        for name, rows in results.items():
+            if name != "machine":
+                one[name] = one.get(name, []) + rows
     return list(versions.values())
 
 

@@ -3,8 +3,9 @@
 The first blocks of a MobileNetV2 learn scikit-learn's handwritten digits and are saved: they stand for the pretrained
 model that one has in a file. Loaded again, it has no penalty at all, and setting ``layer.kernel_regularizer`` on its
 layers would change nothing, because they are built. ``set_regularizers`` adds L2 to its convolutions and an orthogonal
-penalty to its head, in place and without touching a weight; then it is trained on with a ``PenaltyLogger``. The same
-file is loaded a second time and trained on without penalties, in the same order of batches. The script
+penalty to its head, in place and without touching a weight; then it is trained on, and ``log_penalties`` logs the two
+parts of the loss. The same file is loaded a second time and trained on without penalties, in the same order of batches.
+The script
 
 * prints test accuracy and test data loss before, without and with penalties, and the differences in each run,
 * prints the largest penalties before and after as a table (``penalties``), of the first run,
@@ -83,7 +84,7 @@ def fit(model: tf_keras.Model, data, *, epochs: int, rate: float, seed: int, cal
     optimizer = tf_keras.optimizers.Adam(tf_keras.optimizers.schedules.CosineDecay(rate, steps))
     model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
     tf_keras.utils.set_random_seed(seed)  # of the order of the batches
-    callbacks = [tfk_regularizers.PenaltyLogger(), *callbacks]
+    tfk_regularizers.log_penalties(model)
     return model.fit(*train, BATCH, epochs, 0, callbacks, validation_data=test).history
 
 

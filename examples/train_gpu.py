@@ -132,8 +132,8 @@ def train(model: tf_keras.Model, data, batch: int, epochs: int) -> tuple[dict, f
         # Whole batches alone: XLA would compile the step once more for the last, smaller one.
         batches = tf.data.Dataset.from_tensor_slices((x_train, y_train)).cache().shuffle(len(x_train))
         batches = batches.batch(batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
-        callbacks = [clock, tfk.PenaltyLogger()]
-        history = model.fit(batches, epochs=epochs, verbose=0, callbacks=callbacks).history
+        with tfk.log_penalties(model):
+            history = model.fit(batches, epochs=epochs, verbose=0, callbacks=[clock]).history
     return history, clock.steps / clock.seconds if clock.seconds else float("nan")
 
 
