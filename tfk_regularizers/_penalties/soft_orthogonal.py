@@ -123,15 +123,15 @@ def squared_gram_distance(shards, over, diagonal):
 def _distance_by(axis, shards, over, diagonal):
     """The same, by the Gram matrix over `axis`: G itself if that is `over`, otherwise C."""
     gram = functools.reduce(tf.add, (_symmetric_product(x, axis) for x in shards))
-    identity = tf.eye(size(gram, 0), dtype=gram.dtype)  # `set_diag` has no gradient at unknown shapes under XLA
+    under_xla = is_compiled_by_xla()  # where `set_diag` has no gradient at unknown shapes
+    identity = tf.eye(size(gram, 0), dtype=gram.dtype) if under_xla else None
     if diagonal:
-        total = _square_sum(gram - identity)
-        if axis == over:
-            return total
-        return total + tf.cast(sum(size(x, over) for x in shards) - size(shards[0], axis), total.dtype)
+        difference = gram - identity if under_xla else tf.linalg.set_diag(gram, tf.linalg.diag_part(gram) - 1.0)
+        excess = 0 if axis == over else sum(size(x, over) for x in shards) - size(shards[0], axis)
+        return _square_sum(difference) + tf.cast(excess, gram.dtype)
     if axis == over:
         zeros = tf.stop_gradient(tf.minimum(tf.abs(gram), 0.0))  # NaN where gram is: a single slice has no other entry
-        if is_compiled_by_xla():
+        if under_xla:
             return _square_sum(tf.where(identity > 0, zeros, gram))
         return _square_sum(tf.linalg.set_diag(gram, tf.linalg.diag_part(zeros)))
     total = _square_sum(gram)
