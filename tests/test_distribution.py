@@ -11,6 +11,7 @@ import socket
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 from oracles import PENALTIES
 from tensorflow.python.distribute import sharded_variable
 
@@ -30,17 +31,14 @@ ORACLES = PENALTIES | {
 # Weights of about 1 after 12 steps that add gradients in another order each: a few roundings of float32 (6e-8).
 TOLERANCE = 1e-6
 
-# One model of independent branches, one for each penalty, each with an embedding, a convolution and a dense layer; and
-# what trains it. When forced, orthogonality is computed in tiles of at most 3 rows, and sums are compiled at any size.
+# One model of independent branches, one for each penalty, each with an embedding, a convolution and a dense layer; a
+# smaller one, whose L1 follows a schedule; and what trains them. When forced, orthogonality is computed in tiles of at
+# most 3 rows, and sums are compiled at any size.
 MODEL = """
-import json
-import os
-import sys
-
+import json, os, sys
 import numpy as np
 import tensorflow as tf
 import tf_keras
-
 import tfk_regularizers as tfk
 from tfk_regularizers._penalties import execution, orthogonal
 from tfk_regularizers._penalties.reductions import size
@@ -85,14 +83,15 @@ def weights_of(model):
 def whole(weight):
     return tf.concat(weight.variables, 0) if hasattr(weight, "variables") else weight
 
-def build(regularizers=REGULARIZERS):
+def build(regularizers=REGULARIZERS, activity=None):
     layers, tokens = tf_keras.layers, tf_keras.Input([PARTS])
     outputs = []
     for name, regularizer in regularizers.items():
         h = layers.Embedding(TOKENS, 6, embeddings_regularizer=regularizer, name=f"{name}_embedding")(tokens)
         h = layers.Conv1D(5, 2, activation="tanh", kernel_regularizer=regularizer, name=f"{name}_conv")(h)
         h = layers.Flatten(name=f"{name}_flatten")(h)
-        outputs.append(layers.Dense(4, kernel_regularizer=regularizer, name=f"{name}_dense")(h))
+        penalties = {"kernel_regularizer": regularizer, "activity_regularizer": activity}
+        outputs.append(layers.Dense(4, name=f"{name}_dense", **penalties)(h))
     model = tf_keras.Model(tokens, layers.Concatenate()(outputs))
     model.compile(tf_keras.optimizers.SGD(0.1, momentum=0.9), "mse")
     model.optimizer.build(model.trainable_variables)  # or the step is traced twice: at first with what makes these
@@ -101,13 +100,21 @@ def build(regularizers=REGULARIZERS):
         weight.assign(0.5 * random.standard_normal(weight.shape).astype("float32"))
     return model
 
-def train(model):
+def train(model, epochs=1, callbacks=()):
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH, drop_remainder=True).with_options(options)
-    loss = model.fit(data, epochs=1, steps_per_epoch=STEPS, verbose=0).history["loss"]
+    data = tf.data.Dataset.from_tensor_slices((x, y[:, :model.output_shape[1]])).batch(BATCH, drop_remainder=True)
+    arguments = {"epochs": epochs, "steps_per_epoch": STEPS // epochs, "callbacks": list(callbacks), "verbose": 0}
+    history = model.fit(data.repeat().with_options(options), **arguments).history
     weights = {name: whole(weight).numpy().tolist() for name, weight in weights_of(model).items()}
-    return {"loss": loss, "weights": weights, "used": sorted(used)}
+    return {"history": history, "weights": weights, "used": sorted(used)}
+
+def train_both():
+    first, l1 = train(build()), tfk.L1(9.0)
+    model = build({"shared": l1, "sum": l1 + tfk.L2(0.1)}, activity=tfk.L1(9.0))
+    tfk.log_penalties(model)
+    scheduler = tfk.RegularizationScheduler(lambda epoch: [0.125, 0.0, 0.03125][epoch], "l1")
+    return [first, train(model, 3, [scheduler])], model
 
 def virtual_cpus(number):
     cpu = tf.config.list_physical_devices("CPU")[0]
@@ -116,7 +123,7 @@ def virtual_cpus(number):
 """
 
 ONE_DEVICE = """
-plain = train(build())
+plain, _ = train_both()
 force_tiles_and_compilation()
 print(json.dumps([plain, train(build())]))
 """
@@ -129,8 +136,10 @@ strategy = tf.distribute.MultiWorkerMirroredStrategy() if in_processes else mirr
 assert strategy.num_replicas_in_sync == replicas
 force_tiles_and_compilation()
 with strategy.scope():
-    model = build()
-print(json.dumps(train(model)))
+    results, scheduled = train_both()
+if not in_processes:
+    scheduled.save(sys.argv[2])
+print(json.dumps(results))
 """
 
 # One worker and two parameter servers in this process; each strategy of a process needs the same cluster.
@@ -144,44 +153,35 @@ servers = [tf.distribute.Server(cluster, job_name=job, task_index=index, protoco
 resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(cluster, rpc_layer="grpc")
 force_tiles_and_compilation()
 
-with tf.distribute.ParameterServerStrategy(resolver).scope():
-    unpartitioned = train(build())
+trained = {}
+for shards in (1, 2, 3):
+    partitioner = tf.distribute.experimental.partitioners.FixedShardsPartitioner(shards) if shards > 1 else None
+    with tf.distribute.ParameterServerStrategy(resolver, partitioner).scope():
+        trained[shards], model = train_both()
+    for weight in weights_of(model).values():
+        assert shards == 1 or len(weight.variables) == min(shards, weight.shape[0])
 with tf.device("/job:worker/replica:0/task:0/device:CPU:0"):
     assert float(tfk.L1(1.0)(tf.ones([2048, 2048]))) == 2.0**22
-
-partitioned = {}
-for shards in (2, 3):
-    partitioner = tf.distribute.experimental.partitioners.FixedShardsPartitioner(shards)
-    with tf.distribute.ParameterServerStrategy(resolver, partitioner).scope():
-        model = build()
-        weights = weights_of(model).values()
-        assert all(len(weight.variables) == min(shards, weight.shape[0]) for weight in weights)
-        partitioned[shards] = train(model)
-
-print(json.dumps([unpartitioned, partitioned]))
+print(json.dumps(trained))
 """
 
 DTENSOR = """
 import oracles
+from differentiation import value_and_gradient
 from tensorflow.experimental import dtensor
 
 virtual_cpus(4)
 PENALTIES = {name: make(tfk) for name, (make, _) in oracles.PENALTIES.items()}
-SUPPORTED = {name: penalty for name, penalty in PENALTIES.items() if name.startswith("l")}
+SUPPORTED = [name for name in PENALTIES if name.startswith("l")]
 random = np.random.default_rng(0)
 shapes = [(8, 6), (6,), (6, 4), (4,), (16, 8), (16, 4)]
 *start, x, y = (0.7 * random.standard_normal(shape).astype("float32") for shape in shapes)
 
-def value_and_gradient(penalty, tensor):
-    with tf.GradientTape() as tape:
-        tape.watch(tensor)
-        value = penalty(tensor)
-    return value, tape.gradient(value, tensor)
-
-def weights_after_training(penalty, place, numpy, x, y):
+def weights_after_training(name, place, numpy, x, y):
+    penalties = {"kernel_regularizer": PENALTIES[name]}
     layers = [
-        tf_keras.layers.Dense(6, "tanh", kernel_regularizer=penalty, bias_regularizer=tfk.L2(0.2), name="first"),
-        tf_keras.layers.Dense(4, kernel_regularizer=penalty, name="second"),
+        tf_keras.layers.Dense(6, "tanh", bias_regularizer=tfk.L2(0.2), name="first", **penalties),
+        tf_keras.layers.Dense(4, name="second", **penalties),
     ]
     model = tf_keras.Sequential(layers)
     model.build(x.shape)
@@ -199,12 +199,13 @@ def weights_after_training(penalty, place, numpy, x, y):
     function = tf.function(step, autograph=False)
     for _ in range(6):
         function(x, y)
-    return model, {str(number): numpy(weight.read_value()).tolist() for number, weight in enumerate(model.weights)}
+    weights = enumerate(model.weights)
+    return model, {f"{name}, weight {i}": numpy(weight.read_value()).tolist() for i, weight in weights}
 
 one_device = {}
-for name, penalty in SUPPORTED.items():
-    on_cpu = lambda array, layout: array, lambda tensor: tensor.numpy()
-    _, one_device[name] = weights_after_training(penalty, *on_cpu, x, y)
+for name in SUPPORTED:
+    _, weights = weights_after_training(name, lambda array, layout: array, lambda tensor: tensor.numpy(), x, y)
+    one_device |= weights
 
 ALL = dtensor.UNSHARDED
 LAYOUTS = {"replicated": [ALL, ALL], "by row": ["a", ALL], "by column": [ALL, "b"], "by both": ["a", "b"]}
@@ -219,7 +220,7 @@ def place(array, layout):
 def numpy(tensor):
     return dtensor.relayout(tensor, dtensor.Layout.replicated(mesh, tensor.shape.rank)).numpy()
 
-sharded = {}
+sharded = {layout: {} for layout in LAYOUTS}
 for layout, (row, column) in LAYOUTS.items():
     layouts = tf_keras.dtensor.experimental.LayoutMap(mesh=mesh)
     specs = {"first.kernel": [row, column], "first.bias": [column]}
@@ -227,12 +228,12 @@ for layout, (row, column) in LAYOUTS.items():
     for name, spec in specs.items():
         layouts[name] = dtensor.Layout(spec, mesh)
     by_example = dtensor.Layout(["a", ALL], mesh)
-    for name, penalty in SUPPORTED.items():
+    for name in SUPPORTED:
         with layouts.scope():
             data = place(x, by_example), place(y, by_example)
-            model, weights = weights_after_training(penalty, place, numpy, *data)
+            model, weights = weights_after_training(name, place, numpy, *data)
         assert [weight.layout.sharding_specs for weight in model.weights] == list(specs.values())
-        sharded[f"{layout}, {name}"] = weights
+        sharded[layout] |= weights
 
 def attempt(function, *arguments):
     try:
@@ -245,7 +246,7 @@ large = {}
 for layout, specs in LAYOUTS.items():
     kernel = place(LARGE, dtensor.Layout(specs, mesh))
     for name, penalty in PENALTIES.items():
-        large[f"{layout}, {name}"] = attempt(tf.function(value_and_gradient, autograph=False), penalty, kernel)
+        large[f"{layout}, {name}"] = attempt(tf.function(value_and_gradient(penalty), autograph=False), kernel)
         large[f"{layout}, {name}, eager"] = attempt(lambda: [penalty(kernel)])
 print(json.dumps([one_device, sharded, LARGE.tolist(), large]))
 """
@@ -282,41 +283,43 @@ def parameter_servers(run_program):
     return run_program(PARAMETER_SERVERS, *free_ports(3))
 
 
-def differences(result, expected):
-    """The largest difference of each weight, relative where it is larger than 1."""
+def check(what, result, expected):
+    """Compare weights, relatively where they are larger than 1, and print the largest difference."""
     assert result.keys() == expected.keys()
     found = {}
     for name, value in expected.items():
         right = np.array(value)
         assert np.isfinite(right).all()
         found[name] = (np.abs(np.array(result[name]) - right) / np.maximum(np.abs(right), 1)).max()
-    return found
-
-
-def check(what, found):
-    """Print the largest difference."""
     worst = max(found, key=found.get)
     print(f"\n{what}: largest difference of a weight {found[worst]:.1e} ({worst})", end="")
     assert found[worst] <= TOLERANCE, found
 
 
-def check_training(what, result, expected):
-    """Compare losses and weights."""
-    assert result["loss"] == pytest.approx(expected["loss"], rel=TOLERANCE)
-    check(what, differences(result["weights"], expected["weights"]))
+def check_training(what, results, expected):
+    """Compare logs and weights of trainings."""
+    for result, right in zip(results, expected, strict=True):
+        assert list(result["history"]) == list(right["history"])
+        logs, expected_logs = ([*each["history"].values()] for each in (result, right))
+        np.testing.assert_allclose(logs, expected_logs, rtol=TOLERANCE)
+        check(what, result["weights"], right["weights"])
 
 
 def test_one_device(trained):
-    direct, tiled = trained
+    (direct, scheduled), tiled = trained
     assert set(tiled["used"]) == {"tiled", "XLA_CLUSTER"}
-    check_training("one device, tiled and in XLA clusters against direct", tiled, direct)
+    check_training("one device, tiled and in XLA clusters against direct", [tiled], [direct])
+    assert set(scheduled["history"]) == {"loss", "data_loss", "penalty", "l1"}
+    assert scheduled["history"]["l1"] == [0.125, 0.0, 0.03125]
 
 
 @pytest.mark.parametrize("replicas", [2, 4])
-def test_mirrored(replicas, run_program, trained):
-    result = run_program(REPLICAS, replicas)
-    assert set(result["used"]) == {"tiled", "XLA_CLUSTER"}
-    check_training(f"MirroredStrategy, {replicas} replicas", result, trained[0])
+def test_mirrored(replicas, run_program, trained, tmp_path):
+    results = run_program(REPLICAS, replicas, tmp_path / "model.keras")
+    assert set(results[0]["used"]) == {"tiled", "XLA_CLUSTER"}
+    check_training(f"MirroredStrategy, {replicas} replicas", results, trained[0])
+    loaded = tf_keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.get_layer("shared_dense").kernel_regularizer.l1 == 0.03125
 
 
 def test_multi_worker(run_program, trained):
@@ -328,21 +331,17 @@ def test_multi_worker(run_program, trained):
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         chief, other = pool.map(work, range(2))
-    assert set(chief["used"]) == {"tiled", "XLA_CLUSTER"}
-    assert chief["weights"] == other["weights"]
+    assert set(chief[0]["used"]) == {"tiled", "XLA_CLUSTER"}
+    assert [result["weights"] for result in chief] == [result["weights"] for result in other]
     check_training("MultiWorkerMirroredStrategy, 2 processes", chief, trained[0])
 
 
-def test_parameter_server(parameter_servers, trained):
-    assert {"tiled", "XLA_CLUSTER"} <= set(parameter_servers[0]["used"])
-    check_training("ParameterServerStrategy, whole variables", parameter_servers[0], trained[0])
-
-
-@pytest.mark.parametrize("shards", ["2", "3"])
-def test_parameter_server_partitioned(shards, parameter_servers, trained):
+@pytest.mark.parametrize("shards", ["1", "2", "3"])
+def test_parameter_server(shards, parameter_servers, trained):
     """The first shard pays for the whole, but for sums over the rows, which are exact shard by shard."""
-    name = f"ParameterServerStrategy, variables in {shards} shards"
-    check_training(name, parameter_servers[1][shards], trained[0])
+    results = parameter_servers[shards]
+    assert {"tiled", "XLA_CLUSTER"} <= set(results[0]["used"])
+    check_training(f"ParameterServerStrategy, variables in {shards} shards", results, trained[0])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -365,24 +364,19 @@ def test_the_shards_of_a_variable_add_up_to_its_penalty(name, shape, count, dtyp
 
 
 @pytest.mark.parametrize("cls", [tfk.OrthogonalRegularizer, tfk.SampledOrthogonalRegularizer, tfk.GroupLasso])
-def test_a_shard_of_a_deleted_variable_warns(cls):
+def test_a_shard_of_a_deleted_variable_has_the_penalty_of_its_rows(cls):
     values = np.random.default_rng(0).standard_normal((7, 3)).astype("float32")
     shards = [tf.Variable(values[:4]), tf.Variable(values[4:])]
     sharded_variable.ShardedVariable(shards)
-    with pytest.warns(
-        UserWarning, match=f"{cls.__name__} was called on a shard of a partitioned variable that was deleted"
-    ):
-        assert float(cls()(shards[0])) == float(cls()(values[:4]))
+    assert float(cls()(shards[0])) == float(cls()(values[:4]))
 
 
 @pytest.mark.parametrize("sizes", [(3, 2, 2), (1, 5, 1)], ids=str)
 def test_rows_are_drawn_from_shards_of_any_sizes(sizes):
     ends = np.cumsum(sizes)
     values = np.eye(7, dtype="float32")
-    whole = sharded_variable.ShardedVariable(
-        [tf.Variable(values[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
-    )
-    rows = gather_rows(whole, tf.constant([5, 0, 3, 6])).numpy()
+    shards = [tf.Variable(values[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
+    rows = gather_rows(sharded_variable.ShardedVariable(shards), tf.constant([5, 0, 3, 6])).numpy()
     assert set(map(tuple, rows)) <= set(map(tuple, values))
     assert len(set(map(tuple, rows))) == 4
 
@@ -401,32 +395,18 @@ def test_dtensor(layout, on_mesh):
     to 0.07 here. It has to be set before the mesh is made.
     """
     one_device, sharded, *_ = on_mesh
-    found = {}
-    for name, expected in one_device.items():
-        weights = differences(sharded[f"{layout}, {name}"], expected)
-        found |= {f"{name}, weight {number}": difference for number, difference in weights.items()}
-    check(f"DTensor, kernel {layout}", found)
+    check(f"DTensor, kernel {layout}", sharded[layout], one_device)
 
 
 @pytest.mark.parametrize("mode", ["graph", "eager"])
 @pytest.mark.parametrize("layout", ["replicated", "by row", "by column", "by both"])
-@pytest.mark.parametrize("name", [name for name in PENALTIES if name.startswith("l")])
-def test_dtensor_of_a_large_kernel(name, layout, mode, on_mesh):
+@pytest.mark.parametrize("name", PENALTIES)
+def test_dtensor_of_a_large_kernel_gives_no_wrong_number(name, layout, mode, on_mesh):
+    """Penalties of matrices, which are not supported, may give an error."""
     *_, kernel, large = on_mesh
-    assert_right(large[f"{layout}, {name}{', eager' * (mode == 'eager')}"], name, kernel)
-
-
-@pytest.mark.parametrize("name", [name for name in PENALTIES if not name.startswith("l")])
-def test_dtensor_gives_no_wrong_number_where_it_is_not_supported(name, on_mesh):
-    *_, kernel, large = on_mesh
-    results = [result for case, result in large.items() if case.split(", ", 1)[1].removesuffix(", eager") == name]
-    assert len(results) == 8
-    for result in results:
-        if "Error: " not in result:
-            assert_right(result, name, kernel)
-
-
-def assert_right(result, name, kernel):
+    result = large[f"{layout}, {name}{', eager' * (mode == 'eager')}"]
+    if isinstance(result, str) and "Error: " in result and not name.startswith("l"):
+        return
     assert isinstance(result, list), result
     for actual, expected in zip(result, PENALTIES[name][1](np.array(kernel, "float64")), strict=False):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 * np.abs(expected).max())

@@ -74,13 +74,9 @@ def matrix(*shape, dtype="float32"):
 
 
 @cases
-@pytest.mark.parametrize(
-    ("mode", "shape"),
-    [*((mode, (7, 5)) for mode in MODES), ("graph", (1100, 240))],
-    ids=[*MODES, "graph-large"],  # large enough for fused sums and for blocks
-)
+@pytest.mark.parametrize(("mode", "shape"), [*((mode, (7, 5)) for mode in MODES), ("graph", (1100, 240))], ids=str)
 def test_variable_is_read_at_every_call(case, mode, shape, monkeypatch):
-    monkeypatch.setattr(execution, "XLA_CLUSTER_IN_GRAPH_FROM", 2**18)
+    monkeypatch.setattr(execution, "XLA_CLUSTER_IN_GRAPH_FROM", 2**18)  # the large one gets fused sums and blocks
     variables = {name: strength() for name in case.names}
     traces = []
 
@@ -100,38 +96,27 @@ def test_variable_is_read_at_every_call(case, mode, shape, monkeypatch):
 
 
 EPSILON = {"float16": 2**-10, "bfloat16": 2**-7, "float32": 2**-22, "float64": 2**-50, "complex64": 2**-22}
+OTHERS = [("float16", 40000.0), ("float16", 6e-8), ("bfloat16", 0.1), ("float64", 0.1)]
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [(name, dtype) for name in CASES for dtype in EPSILON if dtype != "complex64" or name.startswith("l")],
-)
 @pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize(
+    ("name", "dtype", "of_variable", "number"),
+    [(name, dtype, "float32", 0.3) for name in CASES for dtype in EPSILON if dtype != "complex64" or name[0] == "l"]
+    + [(name, "float32", *other) for name in CASES for other in OTHERS],
+)
 @pytest.mark.light(mode=["eager"])
 @pytest.mark.light(dtype=["float32"])
-def test_variable_equals_the_number(name, dtype, mode):
-    """A float32 variable and the float that it holds: the same value and gradient to the last digits of x's dtype."""
-    case = CASES[name]
-    variable = strength(0.3)
-    x = matrix(7, 5, dtype=dtype)
-    live = compiled(mode, value_and_gradient(case.make(lambda _: variable)))(x)
-    number = compiled(mode, value_and_gradient(case.make(lambda _: float(variable.numpy()))))(x)
-    for found, expected in zip(live, number, strict=True):
-        assert found.dtype == expected.dtype
-        assert_close(found, expected, EPSILON[dtype if found.dtype == x.dtype else "float32"])
-
-
-@cases
-@pytest.mark.parametrize(
-    ("dtype", "number"), [("float16", 40000.0), ("float16", 6e-8), ("bfloat16", 0.1), ("float64", 0.1)], ids=str
-)
-def test_variable_of_another_dtype(case, dtype, number):
-    variable = strength(number, dtype)
-    x = matrix(7, 5)
-    live = value_and_gradient(case.make(lambda _: variable))(x)
+def test_variable_equals_the_number(name, dtype, of_variable, number, mode):
+    """A variable and the float that it holds: the same value and gradient to the last digits of x's dtype."""
+    case, variable, x = CASES[name], strength(number, of_variable), matrix(7, 5, dtype=dtype)
     numbers = dict.fromkeys(case.names, float(variable.numpy()))
-    for found, expected in zip(live, case.expected(x, numbers), strict=True):
-        assert_close(found, expected, 1e-5)
+    live, plain = (compiled(mode, value_and_gradient(case.make(get)))(x) for get in (lambda _: variable, numbers.get))
+    for found, same, expected in zip(live, plain, case.expected(tf.math.real(x), numbers), strict=True):
+        epsilon = EPSILON[dtype if found.dtype == x.dtype else "float32"]
+        assert found.dtype == same.dtype
+        assert_close(found, same, epsilon)
+        assert_close(found, expected, max(4 * epsilon, 1e-5))
 
 
 @cases
@@ -155,84 +140,50 @@ def test_gradient_for_the_variable(case, mode):
         assert_close(gradient, at_one - at_zero, 1e-5)
 
 
+ZERO, ONE = strength(0.0), strength(1.0)
+
+
 @modes
 @pytest.mark.parametrize(
     ("l1", "l2", "x", "expected"),
     [
-        (0, 0, np.nan, 0.0),
-        (strength(0.0), 0, np.nan, np.nan),
-        (0, strength(0.0), np.nan, np.nan),
-        (strength(0.0), strength(0.0), np.nan, np.nan),
-        (0, strength(1.0), np.inf, np.inf),  # 0 * inf is NaN
-        (strength(0.0), strength(1.0), np.inf, np.nan),
-        (strength(1.0), 0, 1e30, 1e30),  # its square is inf
-        (strength(1.0), strength(0.0), 1e30, np.nan),
-        (strength(1.0), 0.0, 1e30, 1e30),
+        (ZERO, 0, np.nan, np.nan),
+        (0, ZERO, np.nan, np.nan),
+        (0, ONE, np.inf, np.inf),  # 0 * inf is NaN
+        (ZERO, ONE, np.inf, np.nan),
+        (ONE, 0, 1e30, 1e30),  # its square is inf
+        (ONE, ZERO, 1e30, np.nan),
     ],
-    ids=["0-0", "v0-0", "0-v0", "v0-v0", "0-v1", "v0-v1", "v1-0", "v1-v0", "v1-0.0"],
 )
 def test_zero_leaves_a_term_out_if_it_is_a_number(mode, l1, l2, x, expected):
     value = compiled(mode, tfk.L1L2(l1, l2))(tf.constant([x]))
     np.testing.assert_allclose(value, np.float32(expected), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["l1", pytest.param("sampled", marks=pytest.mark.heavy)])
-def test_float16_activity(name):
-    """Under mixed precision an activity penalty meets float16 tensors of unknown batch size."""
-    case, variable = CASES[name], strength(0.5)
-    function = tf.function(case.make(lambda _: variable), input_signature=[tf.TensorSpec([None, 5], tf.float16)])
-    x = matrix(7, 5, dtype="float16")
-    for number in (0.5, 2.0):
-        variable.assign(number)
-        value = function(x)
-        assert value.dtype == tf.float32
-        assert_close(value, case.expected(x, dict.fromkeys(case.names, number))[0], 1e-4)
-
-
-class Own(tf_keras.layers.Layer):
-    """A layer with the factor of its penalties among its weights."""
-
-    def build(self, shape):
-        constant = tf_keras.initializers.Constant(1e-8)  # 0 in float16
-        self.strength = self.add_weight("strength", (), "float32", constant, trainable=False)
-        self.activity_regularizer = tfk.L1(self.strength)
-
-    def call(self, x):
-        self.add_loss(tfk.L2(self.strength)(tf.ones([3], tf.float32)))
-        return x
-
-
 def test_weight_of_a_layer_under_mixed_precision():
     """Keras reads such a weight as float16 inside the layer."""
-    layer = Own(dtype="mixed_float16")
+    layer = tf_keras.layers.Layer(dtype="mixed_float16")
+    constant = tf_keras.initializers.Constant(1e-8)  # 0 in float16
+    layer.activity_regularizer = tfk.L1(layer.add_weight("strength", (), "float32", constant, trainable=False))
     layer(tf.ones((1, 5)))
-    np.testing.assert_allclose(sorted(map(float, layer.losses)), [3e-8, 5e-8], rtol=1e-6)
+    assert float(layer.losses[0]) == pytest.approx(5e-8, rel=1e-6)
 
 
 # --- what a factor may be ---------------------------------------------------------------------------------------------
 
 A_VARIABLE = r"a finite number, or a scalar floating tf\.Variable\(\.\.\., trainable=False\)\. Received: {}=<"
 A_SCHEDULE = r"a finite number; for a schedule use `fit\(callbacks=\[RegularizationScheduler\(schedule\)\]\)`"
-A_NUMBER = r"a finite number\. Received: {}=<tf\.Tensor"
 BAD = {
     "vector": (lambda: strength([0.1]), A_VARIABLE),
-    "matrix of one": (lambda: strength([[0.1]]), A_VARIABLE),
     "shape unknown": (lambda: strength(0.1, shape=tf.TensorShape(None)), A_VARIABLE),
     "int": (lambda: strength(1, tf.int32), A_VARIABLE),
-    "bool": (lambda: strength(True, tf.bool), A_VARIABLE),
-    "complex": (lambda: strength(1, tf.complex64), A_VARIABLE),
     "trainable": (lambda: tf.Variable(0.1), A_VARIABLE + r"a variable of shape \(\), dtype float32, trainable=True>"),
     "schedule": (lambda: tf_keras.optimizers.schedules.PolynomialDecay(0.1, 10), A_SCHEDULE),
     "function": (lambda: lambda epoch: 0.1 * epoch, A_SCHEDULE),
-    "class": (lambda: tf_keras.optimizers.schedules.PolynomialDecay, A_SCHEDULE),
-    "tensor vector": (lambda: tf.constant([0.1]), A_NUMBER),
-    "tensor nan": (lambda: tf.constant(np.nan), A_NUMBER),
-    "tensor text": (lambda: tf.constant("0.1"), A_NUMBER),
-    "tensor complex": (lambda: tf.constant(1j), A_NUMBER),
+    "tensor": (lambda: tf.constant(np.nan), r"a finite number\. Received: {}=<tf\.Tensor"),
 }
 if KERAS3 is not None:
     BAD["keras3 variable"] = (lambda: KERAS3.Variable(0.1, trainable=False), A_VARIABLE)
-    BAD["keras3 schedule"] = (lambda: KERAS3.optimizers.schedules.PolynomialDecay(0.1, 10), A_SCHEDULE)
 
 
 @cases
@@ -250,25 +201,10 @@ def test_bad_factor(case, bad, expected):
         assert regularizer.get_config() == before
 
 
-@cases
-@pytest.mark.parametrize(("tensor", "number"), [(tf.constant(0.5), 0.5), (tf.constant(2), 2.0)], ids=["float", "int"])
-def test_constant_tensor_is_taken_as_its_number(case, tensor, number):
-    for name in case.names:
-        regularizer = case.make(lambda _: 0.1)
-        setattr(regularizer, name, tensor)
-        for made in (regularizer, case.make(lambda other, name=name: tensor if other == name else 0.1)):
-            assert type(getattr(made, name)) is float
-            assert made.get_config()[name] == number
-
-
 def test_tensor_of_a_traced_function_is_refused():
     """It has no number while it is traced, and must not get out of there."""
     regularizer = tfk.L1(0.5)
-
-    def set_later(factor):
-        regularizer.l1 = factor
-
-    for function in (tfk.L1, set_later):
+    for function in (tfk.L1, lambda factor: setattr(regularizer, "l1", factor)):
         with pytest.raises(ValueError, match=r"argument `l1`\. Expected a finite number"):
             tf.function(function, autograph=False)(tf.constant(0.5))
     assert regularizer.l1 == 0.5
@@ -278,9 +214,8 @@ def test_tensor_of_a_traced_function_is_refused():
 
 FILES = ("model.keras", "model.h5", "model")
 COPIES = {
-    "from_config": lambda regularizer: type(regularizer).from_config(regularizer.get_config()),
+    "from_config": lambda regularizer: type(regularizer).from_config(json.loads(json.dumps(regularizer.get_config()))),
     "serialize": lambda regularizer: tfk.deserialize(tfk.serialize(regularizer)),
-    "json": lambda regularizer: type(regularizer)(**json.loads(json.dumps(regularizer.get_config()))),
     "deepcopy": copy.deepcopy,
     "copy": copy.copy,
     "pickle": lambda regularizer: pickle.loads(pickle.dumps(regularizer)),
@@ -289,78 +224,44 @@ COPIES = {
 
 @cases
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_config_holds_the_current_number(case, dtype):
+def test_config_repr_and_copies_hold_the_current_number(case, dtype):
     variables = {name: strength(0.1, dtype) for name in case.names}
     regularizer = case.make(variables.get)
     for number in (0.1, 0.3):
         for variable in variables.values():
             variable.assign(number)
         config = regularizer.get_config()
-        for name in case.names:
-            assert type(config[name]) is float
-            assert config[name] == float(strength(number, dtype).numpy())
-        assert config | case.fixed == config
-        written = {
-            name: f"<variable: {value}>" if name in case.names else repr(value) for name, value in config.items()
-        }
-        arguments = ", ".join(f"{name}={value}" for name, value in written.items())
-        assert repr(regularizer) == f"{case.cls.__name__}({arguments})"
+        numbers = dict.fromkeys(case.names, float(strength(number, dtype).numpy()))
+        assert config == config | case.fixed | numbers
+        assert all(type(config[name]) is float for name in case.names)
+        written = config | {name: f"<variable: {value}>" for name, value in numbers.items()}
+        arguments = [f"{name}={value if name in numbers else repr(value)}" for name, value in written.items()]
+        assert repr(regularizer) == f"{case.cls.__name__}({', '.join(arguments)})"
+    copies = [copied(regularizer) for copied in COPIES.values()]
+    for variable in variables.values():
+        variable.assign(9.0)
+    assert regularizer.get_config() == config | dict.fromkeys(case.names, 9.0)
+    for other in copies:
+        assert type(other) is case.cls
+        assert other.get_config() == config
+        assert all(type(getattr(other, name)) is float for name in case.names)
+        assert_close(other(matrix(7, 5)), case.expected(matrix(7, 5), numbers)[0], 1e-5)
 
 
 def test_config_and_repr_inside_a_traced_function():
-    """As code that prints them while it is traced."""
-    regularizer = tfk.L2(strength(0.25))
-    found = []
-    tf.function(lambda: found.extend([regularizer.get_config(), repr(regularizer)]), autograph=False)()
-    assert found == [{"l2": 0.25}, "L2(l2=<variable: 0.25>)"]
-
-
-def test_repr_before_the_variable_has_a_value():
-    """One that is made while a function is traced gets its value when the trace is done."""
-    made, shown = [], []
+    """A variable that is made while a function is traced gets its value when the trace is done."""
+    regularizer, made, shown = tfk.L2(strength(0.75)), [], []
 
     def function():
         if not made:
             made.append(tfk.L2(strength(lambda: 0.25)))
-            shown.append(repr(made[0]))
+            shown.extend([regularizer.get_config(), repr(regularizer), repr(made[0])])
         return made[0](tf.ones([2]))
 
     assert float(tf.function(function, autograph=False)()) == 0.5
-    assert shown == ["L2(l2=<a variable of shape (), dtype float32, trainable=False>)"]
+    before = "L2(l2=<a variable of shape (), dtype float32, trainable=False>)"
+    assert shown == [{"l2": 0.75}, "L2(l2=<variable: 0.75>)", before]
     assert repr(made[0]) == "L2(l2=<variable: 0.25>)"
-
-
-@cases
-@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
-def test_copy_holds_the_current_number(case, copied):
-    variables = {name: strength(0.1) for name in case.names}
-    regularizer = case.make(variables.get)
-    for variable in variables.values():
-        variable.assign(0.3)
-    other = copied(regularizer)
-    before = regularizer.get_config()
-    for variable in variables.values():
-        variable.assign(9.0)
-    assert type(other) is case.cls
-    assert other.get_config() == before
-    assert all(type(getattr(other, name)) is float for name in case.names)
-    assert regularizer.get_config() == before | dict.fromkeys(case.names, 9.0)
-    x = matrix(7, 5)
-    assert_close(other(x), case.expected(x, {name: before[name] for name in case.names})[0], 1e-5)
-
-
-def test_copy_of_a_subclass_holds_its_other_attributes():
-    class FromStart(tfk.L2):
-        def __init__(self, l2, start):
-            super().__init__(l2)
-            self.start, self.axes = tf.Variable(start), [0, 1]
-
-    regularizer = FromStart(tf.Variable(0.5, trainable=False), np.ones((2, 3), "float32"))
-    duplicate = copy.deepcopy(regularizer)
-    assert duplicate.l2 == 0.5
-    assert isinstance(duplicate.start, tf.Variable)
-    assert duplicate.start.shape == (2, 3)
-    assert type(regularizer.axes) is type(duplicate.axes) is list
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -389,12 +290,8 @@ def build(names=tuple(CASES), keras=tf_keras, factor=strength):
     return Live(model, factors)
 
 
-def regularizers_of(model):
-    return [layer.kernel_regularizer for layer in model.layers if layer.weights]
-
-
 def configs(model):
-    return [regularizer.get_config() for regularizer in regularizers_of(model)]
+    return [layer.kernel_regularizer.get_config() for layer in model.layers]
 
 
 def losses(model):
@@ -417,18 +314,14 @@ def test_fit(keras, jit):
         values, gradients = zip(*map(Case.expected, CASES.values(), kernels, numbers), strict=True)
         return 1 + sum(values), gradients
 
-    expected = []
-
-    def on_epoch_begin(epoch, logs=None):
+    numbers, expected = [0.25, 0.0, 0.5, 0.03125], []
+    for number in numbers[:3]:
+        live.assign(number)
         value, gradients = truth()
         expected.append(value)
-        kernels[:] = [kernel - rate * gradient for kernel, gradient in zip(kernels, gradients, strict=True)]
-
-    def on_epoch_end(epoch, logs=None):
-        live.assign([0.0, 0.5, 0.03125][epoch])
-
-    live.assign(0.25)
-    moves = keras.callbacks.LambdaCallback(on_epoch_begin=on_epoch_begin, on_epoch_end=on_epoch_end)
+        kernels = [kernel - rate * gradient for kernel, gradient in zip(kernels, gradients, strict=True)]
+    live.assign(numbers[0])
+    moves = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: live.assign(numbers[epoch + 1]))
     data = np.zeros((4, 6), "float32"), np.ones((4, 6), "float32")
     history = model.fit(*data, batch_size=4, epochs=3, verbose=0, callbacks=[moves]).history["loss"]
     np.testing.assert_allclose(history, expected, rtol=1e-5)
@@ -440,132 +333,6 @@ def test_fit(keras, jit):
         assert model.evaluate(*data, verbose=0) == pytest.approx(truth()[0], rel=1e-5)
 
 
-def test_variable_assigned_within_an_epoch():
-    """After a batch, and before the next one, without another trace."""
-    variable = strength(0.0)
-    layer = tf_keras.layers.Dense(1, "linear", False, "ones", kernel_regularizer=tfk.L1(variable), input_shape=(1,))
-    model = tf_keras.Sequential([layer])
-    model.compile(tf_keras.optimizers.SGD(1.0), "mse")
-    seen, traces = [], set()
-
-    def on_train_batch_end(batch, logs):
-        traces.add(model.train_function.experimental_get_tracing_count())
-        seen.append(float(layer.kernel.numpy()[0, 0]))
-        variable.assign(2.0 ** -(batch + 2))
-
-    moves = tf_keras.callbacks.LambdaCallback(on_train_batch_end=on_train_batch_end)
-    model.fit(np.zeros((4, 1)), np.zeros((4, 1)), 1, verbose=0, callbacks=[moves])
-    assert seen == [1.0, 0.75, 0.625, 0.5625]
-    assert len(traces) == 1
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_activity_regularizer(file, tmp_path):
-    """It is called inside the traced call of the model, and Keras divides by the batch size."""
-    x, y, variable = np.ones((4, 3), "float32"), np.full((4, 2), 3.0, "float32"), strength(0.5)
-    layer = tf_keras.layers.Dense(2, kernel_initializer="ones", activity_regularizer=tfk.L1(variable))
-    model = tf_keras.Sequential([tf_keras.Input((3,)), layer])
-    model.compile("sgd", "mse")
-    for number in (0.5, 2.0):
-        variable.assign(number)
-        assert model.evaluate(x, y, verbose=0) == pytest.approx(number * 6)
-    model.save(tmp_path / file)
-    variable.assign(1.0)
-    assert model.evaluate(x, y, verbose=0) == pytest.approx(6)
-    loaded = tf_keras.models.load_model(tmp_path / file)
-    assert loaded.evaluate(x, y, verbose=0) == pytest.approx(12)
-    assert type(loaded.layers[-1].activity_regularizer.l1) is float
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda k, l2: k.layers.TimeDistributed(k.layers.Dense(2, kernel_regularizer=l2)),
-        lambda k, l2: k.layers.RNN(k.layers.LSTMCell(2, kernel_regularizer=l2)),
-        lambda k, l2: k.layers.MultiHeadAttention(2, 3, kernel_regularizer=l2),
-    ],
-    ids=["TimeDistributed", "RNN", "MultiHeadAttention"],
-)
-@kerases
-def test_layer_that_holds_others(make, keras):
-    variable = strength(0.5)
-    layer, x = make(keras, tfk.L2(variable)), tf.ones((1, 3, 2))
-    layer(x, x) if isinstance(layer, keras.layers.MultiHeadAttention) else layer(x)
-    assert_follows(layer, variable)
-
-
-def assert_follows(layer, variable):
-    before = sum(losses(layer))
-    variable.assign(3 * float(variable))
-    assert sum(losses(layer)) == pytest.approx(3 * before)
-    assert before > 0
-
-
-def test_set_regularizers():
-    """Also where a constructor would have copied the regularizer through its config, as Bidirectional does."""
-    model = tf_keras.Sequential([tf_keras.layers.Bidirectional(tf_keras.layers.GRU(2))])
-    model.build((None, 3, 2))
-    variable = strength(0.5)
-    tfk.set_regularizers(model, kernel_regularizer=tfk.L2(variable))
-    assert_follows(model, variable)
-
-
-# --- weights and checkpoints ------------------------------------------------------------------------------------------
-
-
-def checkpoint(model, path):
-    return tf.train.Checkpoint(model=model).write(str(path))
-
-
-WEIGHT_FILES = {
-    "h5": (
-        lambda model, path: model.save_weights(path := f"{path}.weights.h5") or path,
-        lambda model, path: model.load_weights(path),
-    ),
-    "tf": (
-        lambda model, path: model.save_weights(path, save_format="tf") or path,
-        lambda model, path: model.load_weights(path).assert_consumed(),
-    ),
-    "checkpoint": (checkpoint, lambda model, path: tf.train.Checkpoint(model=model).read(path).assert_consumed()),
-}
-
-
-@pytest.mark.parametrize(
-    ("keras", "kind"), [(keras, kind) for keras in KERAS for kind in WEIGHT_FILES if (keras, kind) != ("keras3", "tf")]
-)
-def test_weights_are_those_without_variables(keras, kind, tmp_path):
-    """In the model and in its files, so each of two models opens the other's."""
-    (write, read), keras = WEIGHT_FILES[kind], KERAS[keras]
-    live, plain = build(keras=keras), build(keras=keras, factor=lambda: 0.25)
-    for attribute in ("weights", "trainable_weights", "non_trainable_weights", "variables"):
-        found, expected = ([v.name for v in getattr(each.model, attribute)] for each in (live, plain))
-        assert found == expected
-    assert len(live.model.weights) == len(CASES)
-    saved = [weight.copy() for weight in live.model.get_weights()]
-    paths = [write(each.model, tmp_path / name) for name, each in (("live", live), ("plain", plain))]
-    live.assign(0.4)
-    for each, path in zip((plain, live), paths, strict=True):
-        each.model.set_weights([2 * weight for weight in saved])
-        read(each.model, path)
-        for found, expected in zip(each.model.get_weights(), saved, strict=True):
-            np.testing.assert_array_equal(found, expected)
-    assert float(live.factors[0]["l1"]) == np.float32(0.4)
-
-
-def test_checkpoint_restores_a_variable_that_it_is_given(tmp_path):
-    model, variable = build(["l2"]).model, strength(0.5)
-    tfk.set_regularizers(model, kernel_regularizer=tfk.L2(variable))
-    given = tf.train.Checkpoint(model=model, l2=variable)
-    path = given.write(str(tmp_path / "given"))
-    before = losses(model)
-    variable.assign(3.0)
-    given.read(path).assert_consumed()
-    assert losses(model) == before
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
 @tf_keras.saving.register_keras_serializable("test_factors")
 class Annealed(tfk.L1):
     """A user's subclass that makes its factor's variable itself."""
@@ -575,38 +342,67 @@ class Annealed(tfk.L1):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_subclass_that_makes_its_variable_is_saved(file, tmp_path):
-    layer = tf_keras.layers.Dense(2, kernel_regularizer=Annealed(), kernel_initializer="ones", input_shape=(3,))
+def test_activity_regularizer_of_a_subclass(file, tmp_path):
+    """It is called inside the traced call of the model, and Keras divides by the batch size."""
+    x, y = np.ones((4, 3), "float32"), np.full((4, 2), 3.0, "float32")
+    layer = tf_keras.layers.Dense(2, kernel_initializer="ones", activity_regularizer=Annealed(), input_shape=(3,))
     model = tf_keras.Sequential([layer])
     model.compile("sgd", "mse")
-    layer.kernel_regularizer.l1.assign(0.5)
     for name in (file, f"again_{file}"):
+        variable = model.layers[-1].activity_regularizer.l1
+        for number in (0.5, 2.0):
+            variable.assign(number)
+            assert model.evaluate(x, y, verbose=0) == pytest.approx(number * 6)
         model.save(tmp_path / name)
+        variable.assign(1.0)
+        assert model.evaluate(x, y, verbose=0) == pytest.approx(6)
         model = tf_keras.models.load_model(tmp_path / name)
-        assert losses(model) == [3.0]
-    model.layers[0].kernel_regularizer.l1.assign(1.0)
-    assert losses(model) == [6.0]
+        assert model.evaluate(x, y, verbose=0) == pytest.approx(12)
 
 
-def assert_plain_copy(other, live):
-    """The other model has plain floats, the current ones, and moves no more with the variables."""
-    before = losses(live.model)
-    assert losses(other) == before
-    assert len(before) == len(live.model.weights)
-    assert configs(other) == configs(live.model)
-    held = [vars(regularizer) for regularizer in regularizers_of(other)]
-    assert {type(values[name]) for values in held for name in ("l1", "l2", "factor") if name in values} == {float}
-    live.assign(7.0)
-    assert losses(other) == before
-    assert losses(live.model) != before
+def test_set_regularizers():
+    """Also where a constructor would have copied the regularizer through its config, as Bidirectional does."""
+    model = tf_keras.Sequential([tf_keras.layers.Bidirectional(tf_keras.layers.GRU(2))])
+    model.build((None, 3, 2))
+    variable = strength(0.5)
+    tfk.set_regularizers(model, kernel_regularizer=tfk.L2(variable))
+    before = losses(model)
+    variable.assign(1.5)
+    assert losses(model) == pytest.approx([3 * loss for loss in before])
+    assert min(before) > 0
 
 
-def reloaded(file):
-    def copied(keras, model, folder):
-        model.save(folder / file)
-        return keras.models.load_model(folder / file)
+@kerases
+@pytest.mark.parametrize("kind", ["h5", "checkpoint"])
+def test_weights_are_those_without_variables(keras, kind, tmp_path):
+    """In the model and in its files, so each of two models opens the other's."""
+    live, plain = (build(keras=keras, factor=factor) for factor in (strength, lambda: 0.25))
+    for attribute in ("weights", "trainable_weights", "non_trainable_weights", "variables"):
+        found, expected = ([v.name for v in getattr(each.model, attribute)] for each in (live, plain))
+        assert found == expected
+    assert len(live.model.weights) == len(CASES)
+    saved = [weight.copy() for weight in live.model.get_weights()]
+    for each, name in ((live, "live"), (plain, "plain")):
+        each.model.save_weights(tmp_path / f"{name}.weights.h5")
+        tf.train.Checkpoint(model=each.model).write(str(tmp_path / name))
+    live.assign(0.4)
+    for each, name in ((plain, "live"), (live, "plain")):
+        each.model.set_weights([2 * weight for weight in saved])
+        if kind == "h5":
+            each.model.load_weights(tmp_path / f"{name}.weights.h5")
+        else:
+            tf.train.Checkpoint(model=each.model).read(str(tmp_path / name)).assert_consumed()
+        for found, expected in zip(each.model.get_weights(), saved, strict=True):
+            np.testing.assert_array_equal(found, expected)
+    assert float(live.factors[0]["l1"]) == np.float32(0.4)
 
-    return copied
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def reload(keras, model, path):
+    model.save(path)
+    return keras.models.load_model(path)
 
 
 MODEL_COPIES = {
@@ -614,7 +410,7 @@ MODEL_COPIES = {
     "from_config": lambda keras, model, _: type(model).from_config(model.get_config()),
     "deepcopy": lambda keras, model, _: copy.deepcopy(model),
     "pickle": lambda keras, model, _: pickle.loads(pickle.dumps(model)),
-} | {file: reloaded(file) for file in FILES}
+} | dict.fromkeys(FILES, reload)
 
 
 @pytest.mark.parametrize(
@@ -622,13 +418,22 @@ MODEL_COPIES = {
     [(keras, copied) for keras in KERAS for copied in MODEL_COPIES if (keras, copied) != ("keras3", "model")],
 )
 def test_copy_of_a_model_has_numbers(keras, copied, tmp_path):
+    """Plain floats, the current ones, which move no more with the variables."""
     live = build(keras=KERAS[keras])
     if keras == "tf_keras":  # Keras 3 does not open an .h5 of a compiled model
         live.model.compile("sgd", "mse")
     live.assign(0.4)
-    other = MODEL_COPIES[copied](KERAS[keras], live.model, tmp_path)
+    other = MODEL_COPIES[copied](KERAS[keras], live.model, tmp_path / copied)
     other.set_weights(live.model.get_weights())
-    assert_plain_copy(other, live)
+    before = losses(live.model)
+    assert losses(other) == before
+    assert len(before) == len(live.model.weights)
+    assert configs(other) == configs(live.model)
+    for layer, held in zip(other.layers, live.factors, strict=True):
+        assert all(type(getattr(layer.kernel_regularizer, name)) is float for name in held)
+    live.assign(7.0)
+    assert losses(other) == before
+    assert losses(live.model) != before
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
@@ -637,20 +442,20 @@ def test_copy_of_a_model_has_numbers(keras, copied, tmp_path):
 def test_number_that_is_not_finite_is_neither_saved_nor_copied(copied, number, tmp_path):
     """It could not be opened. Training goes on, and so do checkpoints."""
     variable = strength(number)
-    layer = tf_keras.layers.Dense(2, kernel_regularizer=tfk.L1(variable), input_shape=(3,))
-    model = tf_keras.Sequential([layer])
+    regularizer = tfk.L1(variable)
+    model = tf_keras.Sequential([tf_keras.layers.Dense(2, kernel_regularizer=regularizer, input_shape=(3,))])
     model.compile("sgd", "mse")
 
     def copy_it():
         if copied in MODEL_COPIES:
-            return MODEL_COPIES[copied](tf_keras, model, tmp_path)
-        return COPIES[copied.removeprefix("regularizer.")](layer.kernel_regularizer)
+            return MODEL_COPIES[copied](tf_keras, model, tmp_path / copied)
+        return COPIES[copied.removeprefix("regularizer.")](regularizer)
 
     with pytest.raises(ValueError, match=rf"factor `l1` of L1 is {number}.*Expected a finite number.*Received: l1="):
         copy_it()
     # Keras opens an .h5 file before it asks for the config.
     assert [path for path in tmp_path.iterdir() if path.suffix != ".h5"] == []
-    assert repr(layer.kernel_regularizer) == f"L1(l1=<variable: {number}>)"
+    assert repr(regularizer) == f"L1(l1=<variable: {number}>)"
     model.fit(np.ones((2, 3)), np.ones((2, 2)), verbose=0)
     tf.train.Checkpoint(model=model).write(str(tmp_path / "checkpoint"))
     variable.assign(0.5)
@@ -690,14 +495,10 @@ def test_files_open_without_the_package(tmp_path, run_python):
         np.testing.assert_allclose(values, losses(live.model), rtol=1e-6)
 
 
-# --- replicas ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.heavy
-def test_mirrored_strategy_equals_one_device(run_python, tmp_path):
+def test_mirrored_strategy_equals_one_device(run_python):
     """With a variable that was made in the scope, and one that was made outside."""
     program = """
-        import sys
         import numpy as np
         import tensorflow as tf
         import tf_keras
@@ -710,15 +511,14 @@ def test_mirrored_strategy_equals_one_device(run_python, tmp_path):
         random = np.random.default_rng(0)
         x, y = random.normal(size=(24, 5)).astype("f4"), random.normal(size=(24, 3)).astype("f4")
 
-        def run(strategy, inside):
-            new = lambda: tf.Variable(0.0, trainable=False)
+        def run(strategy, of_variable):
             tf_keras.utils.set_random_seed(1)
-            v = None if inside else new()
+            with of_variable.scope():
+                v = tf.Variable(0.0, trainable=False)
             with strategy.scope():
-                v = new() if inside else v
-                makers = [tfk.L1, tfk.L2, lambda v: tfk.L1L2(v, v), lambda v: tfk.OrthogonalRegularizer(v, "columns")]
-                makers.append(lambda v: tfk.SampledOrthogonalRegularizer(v, sample_size=9))
-                layers = [tf_keras.layers.Dense(5, "tanh", kernel_regularizer=make(v)) for make in makers]
+                penalties = [tfk.L1(v), tfk.L2(v), tfk.L1L2(v, v), tfk.OrthogonalRegularizer(v, "columns")]
+                penalties.append(tfk.SampledOrthogonalRegularizer(v, sample_size=9))
+                layers = [tf_keras.layers.Dense(5, "tanh", kernel_regularizer=penalty) for penalty in penalties]
                 layers.append(tf_keras.layers.Dense(3, activity_regularizer=tfk.L2(v)))
                 model = tf_keras.Sequential(layers)
                 model.compile(tf_keras.optimizers.SGD(0.1, 0.9), "mse")
@@ -726,23 +526,19 @@ def test_mirrored_strategy_equals_one_device(run_python, tmp_path):
             callback = tf_keras.callbacks.LambdaCallback(on_epoch_end=change)
             history = model.fit(x, y, 8, 3, shuffle=False, verbose=0, callbacks=[callback]).history["loss"]
             history.append(model.evaluate(x, y, 8, verbose=0))
-            assert [layer.kernel_regularizer.get_config() for layer in layers[:2]] == [{"l1": 0.03125}, {"l2": 0.03125}]
+            assert [penalty.get_config() for penalty in penalties[:2]] == [{"l1": 0.03125}, {"l2": 0.03125}]
             assert len(model.weights) == 2 * len(layers)
-            return history, np.concatenate([w.ravel() for w in model.get_weights()]), model
+            return history, np.concatenate([w.ravel() for w in model.get_weights()])
 
-        mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        one, mirrored = tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
         assert mirrored.num_replicas_in_sync == 2
-        losses, weights, _ = run(tf.distribute.get_strategy(), False)
-        for inside in (False, True):
-            history, found, model = run(mirrored, inside)
+        losses, weights = run(one, one)
+        for of_variable in (one, mirrored):
+            history, found = run(mirrored, of_variable)
             np.testing.assert_allclose(history, losses, rtol=1e-5)
             np.testing.assert_allclose(found, weights, rtol=1e-5, atol=1e-6)
-            model.save(sys.argv[1])
-            loaded = tf_keras.models.load_model(sys.argv[1])
-            assert loaded.layers[0].kernel_regularizer.l1 == 0.03125
-            np.testing.assert_allclose(loaded.evaluate(x, y, 8, verbose=0), losses[-1], rtol=1e-5)
     """
-    run_python("-c", textwrap.dedent(program), tmp_path / "model.keras")
+    run_python("-c", textwrap.dedent(program))
 
 
 # --- weight decay -----------------------------------------------------------------------------------------------------
@@ -751,45 +547,31 @@ def test_mirrored_strategy_equals_one_device(run_python, tmp_path):
 @pytest.mark.parametrize("momentum", [0.0, 0.9], ids=["sgd", "momentum"])
 @kerases
 def test_step_is_the_weight_decay_step(keras, momentum):
-    """Against w ← w (1 - ηλ) - η ∇, in float64, with the momentum m ← μ m + ∇ + λ w of PyTorch's weight_decay."""
+    """Of PyTorch, in float64: m ← μ m + ∇ + λ w and w ← w - η m, which is w ← w (1 - ηλ) - η ∇ without momentum."""
     rate, decay = 0.1, 0.3
     random = np.random.default_rng(3)
     x, y = random.normal(size=(8, 4)), random.normal(size=(8, 2))
-    regularizer = tfk.L2.from_weight_decay(decay)
-    model = keras.Sequential(
-        [keras.Input((4,)), keras.layers.Dense(2, "linear", False, kernel_regularizer=regularizer)]
-    )
+    layer = keras.layers.Dense(2, "linear", False, kernel_regularizer=tfk.L2.from_weight_decay(decay))
+    model = keras.Sequential([keras.Input((4,)), layer])
     model.compile(keras.optimizers.SGD(rate, momentum), "mse")
     w = model.get_weights()[0].astype("float64")
     m = np.zeros_like(w)
     for _ in range(5):
-        gradient = 2 * x.T @ (x @ w - y) / y.size
-        if momentum:
-            m = momentum * m + gradient + decay * w
-            w = w - rate * m
-        else:
-            w = w * (1 - rate * decay) - rate * gradient
+        m = momentum * m + 2 * x.T @ (x @ w - y) / y.size + decay * w
+        w = w - rate * m
         model.train_on_batch(x.astype("float32"), y.astype("float32"))
         np.testing.assert_allclose(model.get_weights()[0], w, rtol=1e-5, atol=1e-6)
 
 
-class Decay(tfk.L2):
-    """A user's subclass."""
-
-
 @pytest.mark.parametrize("decay", [0, 0.5, -1, True, np.float32(0.25), np.array(2)], ids=repr)
-@pytest.mark.parametrize("cls", [tfk.L2, Decay])
-def test_decay_is_halved(cls, decay):
+def test_decay_is_halved(decay):
+    cls = type("Decay", (tfk.L2,), {})  # a subclass of a user
     regularizer = cls.from_weight_decay(decay)
     assert type(regularizer) is cls
     assert regularizer.get_config() == {"l2": float(decay) / 2}
 
 
-@pytest.mark.parametrize(
-    "decay",
-    [None, "0.1", np.nan, np.inf, -np.inf, 10**400, [0.1], 1j, strength(0.1), tf.Variable(0.1)],
-    ids=["None", "str", "nan", "inf", "-inf", "10**400", "list", "complex", "variable", "trainable"],
-)
+@pytest.mark.parametrize("decay", [None, "0.1", np.nan, 10**400, [0.1], 1j, strength(0.1), tf.Variable(0.1)], ids=type)
 def test_bad_decay(decay):
     """A variable among them: half of it is no variable, so it would silently be read once and never again."""
     with pytest.raises(ValueError, match=r"argument `decay`\. Expected a finite number\. Received: decay="):

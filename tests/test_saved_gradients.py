@@ -1,5 +1,6 @@
 """The gradients of penalties in SavedModels, in a process that does not have the package."""
 
+import operator
 import textwrap
 
 import numpy as np
@@ -12,35 +13,26 @@ from differentiation import assert_close
 import tfk_regularizers as tfk
 
 
-class WithVariables:
-    """The penalties, whose factors become variables that have been changed."""
-
-    def __getattr__(self, name):
-        def make(*factors, **others):
-            variables = [factor if isinstance(factor, str) else tf.Variable(9.0, trainable=False) for factor in factors]
-            for variable, factor in zip(variables, factors, strict=True):
-                isinstance(factor, str) or variable.assign(factor)
-            return getattr(tfk, name)(*variables, **others)
-
-        return make
-
-
-def total(*pairs):
-    return tuple(map(sum, zip(*pairs, strict=True)))
+def with_variables(penalty):
+    """The penalty, whose factors become variables that have been changed."""
+    for term in getattr(penalty, "regularizers", [penalty]):
+        for name in {"l1", "l2", "factor"} & {*vars(term)}:
+            variable = tf.Variable(9.0, trainable=False)
+            variable.assign(getattr(term, name))
+            setattr(term, name, variable)
+    return penalty
 
 
 PENALTIES = oracles.PENALTIES | {
-    "sampled": (  # all rows, as there are no more than it draws
-        lambda regularizers: regularizers.SampledOrthogonalRegularizer(0.3, sample_size=2000),
-        lambda x: oracles.orthogonal(x, 0.3, "rows"),
-    ),
+    # Of no more rows than it draws it takes all.
+    "sampled": (lambda _: tfk.SampledOrthogonalRegularizer(0.3, sample_size=2000), oracles.PENALTIES["rows"][1]),
     "sum": (
-        lambda regularizers: regularizers.L1(0.3) + regularizers.OrthogonalRegularizer(0.3),
-        lambda x: total(oracles.l1(x, 0.3), oracles.orthogonal(x, 0.3, "rows")),
+        lambda _: tfk.L1(0.3) + tfk.OrthogonalRegularizer(0.3),
+        lambda x: tuple(map(operator.add, oracles.l1(x, 0.3), oracles.orthogonal(x, 0.3, "rows"))),
     ),
 }
 # One Gram matrix, two halves of the rows, and more blocks.
-SHAPES = ((tfk, (7, 5)), (WithVariables(), (8, 5)), (tfk, (1100, 300)), (tfk, (1100, 64)))
+SHAPES = {(7, 5): False, (8, 5): True, (1100, 300): False, (1100, 64): False}  # whether the factors are variables
 
 
 @pytest.mark.heavy
@@ -49,9 +41,10 @@ def test_saved_model_without_the_package_has_the_gradients(custom_gradients, tmp
     """Whether Keras or TensorFlow loads it. Saved without custom gradients, they are right or an error."""
     truths, inputs, outputs = {}, [], []
     for name, (make, truth) in PENALTIES.items():
-        for regularizers, shape in SHAPES:
+        for shape, has_variables in SHAPES.items():
             rows, columns = shape[::-1] if "columns" in name else shape
-            layer = tf_keras.layers.Dense(columns, use_bias=False, kernel_regularizer=make(regularizers))
+            penalty = with_variables(make(tfk)) if has_variables else make(tfk)
+            layer = tf_keras.layers.Dense(columns, use_bias=False, kernel_regularizer=penalty)
             inputs.append(tf_keras.Input((rows,)))
             outputs.append(layer(inputs[-1]))
             layer.set_weights([np.random.default_rng(columns).normal(size=(rows, columns))])

@@ -29,13 +29,6 @@ def subclasses(module, name):
         def __init__(self):
             self.l2 = tf.Variable([0.1, 0.2, 0.3])
 
-    class Maybe(module.L2):
-        def __init__(self, l2=None):
-            self.l2 = l2
-
-        def __call__(self, x):
-            return tf.zeros([]) if self.l2 is None else super().__call__(x)
-
     @dataclasses.dataclass(frozen=True)
     class Frozen(module.L2):
         l2: float = 0.25
@@ -67,7 +60,7 @@ def subclasses(module, name):
         def __call__(self, x):
             return 2.0 * super().__call__(x)
 
-    local = [PerChannel, PerChannelVariable, Maybe, Frozen, Slots, Property, Stateful, Abstract]
+    local = [PerChannel, PerChannelVariable, Frozen, Slots, Property, Stateful, Abstract]
     for cls in local:
         cls.__qualname__ = f"{name}.{cls.__name__}"
     return types.SimpleNamespace(**{cls.__name__: cls for cls in local})

@@ -12,7 +12,7 @@ import oracles
 import pytest
 import tensorflow as tf
 import tf_keras
-from differentiation import MODES, assert_close, compiled, hessian_product, run, value_and_gradient
+from differentiation import MODES, assert_close, hessian_product, run, value_and_gradient
 from libraries import KERAS3, needs_keras3
 
 import tfk_regularizers as tfk
@@ -29,8 +29,6 @@ modes = pytest.mark.parametrize("mode", MODES)
 
 @tf_keras.saving.register_keras_serializable("test_sums")
 class Cubes(tf_keras.regularizers.Regularizer):
-    """A regularizer of a user."""
-
     def __init__(self, factor=0.5):
         self.factor = factor
 
@@ -44,22 +42,21 @@ class Cubes(tf_keras.regularizers.Regularizer):
         return f"Cubes({self.factor})"
 
 
-class Gives(tf_keras.regularizers.Regularizer):
-    """A regularizer that returns whatever it is told to."""
-
-    def __init__(self, make):
-        self.make = make
-
-    def __call__(self, x):
-        return self.make(x)
-
-
 class Stronger(L2):
     """A subclass of a user."""
 
 
+def gives(make):
+    """A regularizer that returns whatever it is told to."""
+    return type("Gives", (tf_keras.regularizers.Regularizer,), {"__call__": lambda _, x: make(x)})()
+
+
 def variable(value=0.25):
     return tf.Variable(value, trainable=False)
+
+
+def dense(regularizer):
+    return tf_keras.Sequential([tf_keras.layers.Dense(2, kernel_regularizer=regularizer, input_shape=(3,))])
 
 
 def two():
@@ -81,37 +78,31 @@ def cubes(x, factor):
 ORACLES = {
     "two": (two, lambda x: add(oracles.l2(x, 0.3), oracles.orthogonal(x, 0.7, "rows"))),
     "three": (three, lambda x: add(cubes(x, 0.25), oracles.l1(x, 0.5), oracles.orthogonal(x, 0.7, "columns"))),
+    "variable": (
+        lambda: L2(variable()) + Orthogonal(0.7),
+        lambda x: add(oracles.l2(x, 0.25), oracles.orthogonal(x, 0.7, "rows")),
+    ),
 }
 
 
-def matrix(dtype="float32", shape=(7, 5)):
-    return tf.constant(np.random.default_rng(1).normal(size=shape), dtype)
-
-
-def exact(x):
-    return x.numpy().astype("float64")
+def matrix(dtype="float32"):
+    return tf.constant(np.random.default_rng(1).normal(size=(7, 5)), dtype)
 
 
 @modes
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize(("make", "oracle"), ORACLES.values(), ids=ORACLES)
 @pytest.mark.light(mode=["eager", "graph"])
-def test_value_and_gradient(make, oracle, dtype, mode):
-    x = matrix(dtype)
-    value, gradient = run(mode, value_and_gradient(make()), x)
+def test_value_gradient_and_second_derivative(make, oracle, dtype, mode):
+    x, total = matrix(dtype), make()
+    value, gradient = run(mode, value_and_gradient(total), x)
     assert value.dtype == ("float64" if dtype == "float64" else "float32")
     assert gradient.dtype == dtype
-    for found, expected in zip((value, gradient), oracle(exact(x)), strict=True):
+    for found, expected in zip((value, gradient), oracle(np.asarray(x, "float64")), strict=True):
         assert_close(found, expected, {"float16": 3e-3, "float32": 3e-6, "float64": 1e-13}[dtype])
-
-
-@modes
-@pytest.mark.parametrize("make", [two, three])
-@pytest.mark.light(make=[two], mode=["eager", "graph"])
-def test_second_order_is_that_of_the_terms(make, mode):
-    x, v, total = matrix("float64"), matrix("float64") ** 2, make()
-    found, *others = (run(mode, hessian_product(penalty), x, v) for penalty in (total, *total.regularizers))
-    assert_close(found, sum(others), 1e-13)
+    if dtype == "float64":
+        found, *others = (run(mode, hessian_product(penalty), x, x**2) for penalty in (total, *total.regularizers))
+        assert_close(found, sum(others), 1e-13)
 
 
 RETURNED = {
@@ -126,26 +117,25 @@ RETURNED = {
     "array": (lambda x: np.float32([0.1]), "float32"),
     "variable": (lambda x: variable() if tf.executing_eagerly() else 0.25, "float32"),
 }
+NOT_REAL = [None, "a", tf.ones(2), np.ones(2), [], 1j, tf.constant(1j), tf.constant(True), {}, tf.zeros([0])]
 
 
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 @pytest.mark.parametrize(("make", "dtype"), RETURNED.values(), ids=RETURNED)
 def test_a_term_may_return_any_real_number(make, dtype, mode):
     x = matrix()
-    for total, expected in ((Gives(make) + L2(0.5), oracles.l2(exact(x), 0.5)[0]), (tfk.Sum([Gives(make)]), 0.0)):
+    l2, _ = oracles.l2(np.asarray(x, "float64"), 0.5)
+    for total, expected in ((gives(make) + L2(0.5), l2), (tfk.Sum([gives(make)]), 0.0)):
         value = run(mode, total, x)
         assert (value.dtype, value.shape) == (dtype, ())
         assert_close(value, float(np.sum(make(x))) + expected, 1e-3 if make is RETURNED["half"][0] else 1e-6)
-
-
-NOT_REAL = [None, "a", tf.ones(2), np.ones(2), [], 1j, tf.constant(1j), tf.constant(True), {}, tf.zeros([0])]
 
 
 @pytest.mark.parametrize("bad", NOT_REAL, ids=repr)
 def test_a_term_that_returns_anything_else_is_refused(bad):
     message = r"Expected a real number from each term of a sum\. Received: .* from <test_sums\.Gi"
     with pytest.raises(ValueError, match=message):
-        (L2() + Gives(lambda x: bad))(matrix())
+        (L2() + gives(lambda x: bad))(matrix())
 
 
 def test_each_term_is_called_on_the_input_of_the_sum():
@@ -155,7 +145,7 @@ def test_each_term_is_called_on_the_input_of_the_sum():
     with pytest.raises(TypeError, match="Inputs to OrthogonalRegularizer must be dense"):
         two()(ragged)
     seen, kernel = [], tf.Variable(tf.ones((3, 2)))
-    (L2() + Gives(lambda x: seen.append(x) or 0.0))(kernel)
+    (L2() + gives(lambda x: seen.append(x) or 0.0))(kernel)
     assert seen[0] is kernel
 
 
@@ -171,7 +161,6 @@ def test_in_a_functional_model_and_on_a_symbolic_tensor():
 
 WRITTEN = {
     "different": (lambda: L2(1e-4) + tfk.GroupLasso(), "L2(l2=0.0001) + GroupLasso(factor=0.01, mode='columns')"),
-    "L1 + L2": (lambda: L1(0.1) + L2(0.2), "L1L2(l1=0.1, l2=0.2)"),
     "L2 + L2": (lambda: L2(0.25) + L2(0.5), "L1L2(l1=0.0, l2=0.75)"),
     "L1L2 + L1 + L2": (lambda: L1L2(0.25, 0.5) + L1(1) + L2(2), "L1L2(l1=1.25, l2=2.5)"),
     "no finite factor": (lambda: L2(1e308) + L2(1e308), "L2(l2=1e+308) + L2(l2=1e+308)"),
@@ -179,7 +168,6 @@ WRITTEN = {
     "sum of one": (lambda: sum([L2(0.5)]), "L2(l2=0.5)"),
     "sum from 0.0": (lambda: sum([L2(0.5)], 0.0), "L2(l2=0.5)"),
     "flat": (lambda: (Cubes() + L2(1)) + (L2(1) + Cubes(1)), "Cubes(0.5) + L2(l2=1.0) + L2(l2=1.0) + Cubes(1)"),
-    "theirs + ours + theirs": (lambda: Cubes() + L2(1) + Cubes(2), "Cubes(0.5) + L2(l2=1.0) + Cubes(2)"),
     "subclass": (lambda: Stronger(1) + L2(1), "Stronger(l2=1.0) + L2(l2=1.0)"),
     "variable": (lambda: L1(variable()) + L2(1), "L1(l1=<variable: 0.25>) + L2(l2=1.0)"),
     "one": (lambda: tfk.Sum([L2(1)]), "Sum([L2(l2=1.0)])"),
@@ -232,6 +220,14 @@ REFUSED = {
     "dict": {"class_name": "L2", "config": {}},
     **({} if KERAS3 is None else {"Keras 3": KERAS3.regularizers.L2(0.5)}),
 }
+BAD_CONFIGS = [
+    ({}, "regularizers"),
+    ({"regularizers": 5}, "argument `regularizers`"),
+    ({"regularizers": [None]}, "argument `regularizers`"),
+    ({"regularizers": ["l3"]}, "Unknown regularizer"),
+    ({"regularizers": [{"class_name": "L2", "config": {"l2": "a"}}]}, "argument `l2`"),
+    ({"regularizers": ["l2"], "other": 1}, "other"),
+]
 
 
 @pytest.mark.parametrize("make", [lambda: L2(0.5), two], ids=["L2", "Sum"])
@@ -283,17 +279,6 @@ def test_term_that_is_not_registered_is_found_in_custom_objects():
     assert type(loaded.regularizers[0]) is type(direct.regularizers[0]) is Stronger
 
 
-BAD_CONFIGS = [
-    ({}, "regularizers"),
-    ({"regularizers": 5}, "argument `regularizers`"),
-    ({"regularizers": []}, "argument `regularizers`"),
-    ({"regularizers": [None]}, "argument `regularizers`"),
-    ({"regularizers": ["l3"]}, "Unknown regularizer"),
-    ({"regularizers": [{"class_name": "L2", "config": {"l2": "a"}}]}, "argument `l2`"),
-    ({"regularizers": ["l2"], "other": 1}, "other"),
-]
-
-
 @pytest.mark.parametrize(("config", "message"), BAD_CONFIGS)
 def test_a_bad_config_is_refused(config, message):
     with pytest.raises((TypeError, ValueError), match=message):
@@ -303,8 +288,6 @@ def test_a_bad_config_is_refused(config, message):
 
 
 class Louder(tfk.Sum):
-    """A subclass of a user."""
-
     def __call__(self, x):
         return 2.0 * super().__call__(x)
 
@@ -357,13 +340,6 @@ def describe(model):
     return {"regularizers": [repr(one).replace("<variable: 0.5>", "0.5") for one in found], "losses": losses}
 
 
-@pytest.fixture(scope="module")
-def description():
-    expected = describe(build())
-    assert sum(" + " in written for written in expected["regularizers"]) == len(expected["losses"]) == 10
-    return expected
-
-
 def assert_same(found, expected):
     assert found["regularizers"] == expected["regularizers"]
     np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-6)
@@ -384,11 +360,13 @@ COPIES = {
 
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
-def test_files_and_copies_of_a_model_hold_the_sums(tmp_path, description, copied):
+def test_files_and_copies_of_a_model_hold_the_sums(tmp_path, copied):
     model = build()
+    expected = describe(model)
+    assert sum(" + " in written for written in expected["regularizers"]) == len(expected["losses"]) == 10
     other = copied(model, tmp_path)
     other.set_weights(model.get_weights())
-    assert_same(describe(other), description)
+    assert_same(describe(other), expected)
     assert isinstance(other.layers[0].kernel_regularizer.regularizers[0].l2, float)
     other.compile("sgd", "mse")
     assert np.isfinite(other.train_on_batch(np.ones((2, 4)), np.ones((2, 3))))
@@ -396,15 +374,12 @@ def test_files_and_copies_of_a_model_hold_the_sums(tmp_path, description, copied
         plain = tf.saved_model.load(str(tmp_path / "model"))
         found = [float(loss()) for loss in plain.regularization_losses]
         assert len(found) == 6
-        assert all(any(loss == pytest.approx(other, rel=1e-6) for other in description["losses"]) for loss in found)
+        assert all(any(loss == pytest.approx(other, rel=1e-6) for other in expected["losses"]) for loss in found)
 
 
 def test_checkpoints_and_weights_hold_nothing_of_a_sum(tmp_path):
-    plain, other = (
-        tf_keras.Sequential([tf_keras.layers.Dense(2, kernel_regularizer=regularizer, input_shape=(3,))])
-        for regularizer in (None, Orthogonal() + L2(variable()))
-    )
-    for source, target in ((plain, other), (other, plain)):
+    models = dense(None), dense(Orthogonal() + L2(variable()))
+    for source, target in itertools.permutations(models):
         source.save_weights(tmp_path / "checkpoint", save_format="tf")
         target.load_weights(tmp_path / "checkpoint").assert_consumed()
         np.testing.assert_array_equal(target.get_weights()[0], source.get_weights()[0])
@@ -415,36 +390,30 @@ import json, sys
 import numpy as np
 import tf_keras
 
-files, report = json.loads(sys.argv[1]), {"merged": [], "refused": []}
+files, refused = json.loads(sys.argv[1]), []
 sys.modules["tfk_regularizers"] = None  # as if it were not installed
 for file in files:
-    regularizer = tf_keras.models.load_model(file.replace("sums", "merged")).layers[0].kernel_regularizer
-    report["merged"].append([type(regularizer).__module__.partition(".")[0], regularizer.get_config()])
     try:
         tf_keras.models.load_model(file)
     except (TypeError, ValueError) as error:
-        report["refused"].append(str(error))
+        refused.append(str(error))
 del sys.modules["tfk_regularizers"]
 import tfk_regularizers
-report["opened"] = [describe(tf_keras.models.load_model(file)) for file in files]
-print(json.dumps(report))
+print(json.dumps([refused, [describe(tf_keras.models.load_model(file)) for file in files]]))
 """
 
 
 @pytest.mark.heavy
 def test_files_open_in_another_process(tmp_path, run_python):
-    """Without the package the merged ones open, and the others give the error of Keras; with it, all open."""
-    layer = tf_keras.layers.Dense(2, kernel_regularizer=L1(0.25) + L2(0.5), input_shape=(3,))
-    merged, sums = tf_keras.Sequential([layer]), build(terms=OURS)
-    for file in FILES:
-        merged.save(tmp_path / f"merged_{file}")
-        sums.save(tmp_path / f"sums_{file}")
-    files = json.dumps([str(tmp_path / f"sums_{file}") for file in FILES])
+    """Without the package they give the error of Keras; with it, they open."""
+    sums, files = build(terms=OURS), [str(tmp_path / file) for file in FILES]
+    for file in files:
+        sums.save(file)
     program = f"{inspect.getsource(describe)}\n{ELSEWHERE}"
-    report = json.loads(run_python("-c", program, files, TF_CPP_MIN_LOG_LEVEL="3").splitlines()[-1])
-    assert report["merged"] == [["tf_keras", {"l1": 0.25, "l2": 0.5}]] * 3
-    assert len(report["refused"]) == len(report["opened"]) == 3
-    for opened in report["opened"]:
+    printed = run_python("-c", program, json.dumps(files), TF_CPP_MIN_LOG_LEVEL="3")
+    refused, loaded = json.loads(printed.splitlines()[-1])
+    assert len(refused) == len(loaded) == 3
+    for opened in loaded:
         assert_same(opened, describe(sums))
 
 
@@ -458,9 +427,6 @@ def test_sums_work_in_keras_3(tmp_path):
     assert_same(describe(loaded), describe(model))
     assert type(loaded.layers[0].kernel_regularizer) is tfk.Sum
     assert np.isfinite(loaded.train_on_batch(np.ones((2, 4), "float32"), np.ones((2, 3), "float32")))
-    copied = KERAS3.models.clone_model(model)
-    copied.set_weights(model.get_weights())
-    assert_same(describe(copied), describe(model))
 
 
 @needs_keras3
@@ -485,20 +451,10 @@ def test_a_class_that_is_registered_in_keras_3_replaces_no_class_of_its_name(mon
     assert repr(tfk.Sum.from_config(config)) == repr(two())
 
 
-@modes
-def test_a_variable_factor_is_read_at_each_call(mode):
-    factor = variable()
-    function, x = compiled(mode, Orthogonal(0.25) + L2(factor) + L1(factor)), matrix()
-    for number in (0.5, 0.0, 2.0):
-        factor.assign(number)
-        expected = oracles.orthogonal(exact(x), 0.25, "rows")[0] + oracles.l1_l2(exact(x), number, number)[0]
-        assert_close(function(x), expected, 3e-6)
-
-
 @pytest.mark.parametrize("file", ["model.keras", "model.h5"])
 def test_a_file_written_while_unregistered_opens(file, tmp_path, restored):
     penalty = L1(0.5) + Orthogonal(0.25)
-    model = tf_keras.Sequential([tf_keras.layers.Dense(2, kernel_regularizer=penalty, input_shape=(3,))])
+    model = dense(penalty)
     tfk.unregister()
     model.save(tmp_path / file)
     tfk.register()

@@ -58,7 +58,7 @@ def test_deterministic_runs_are_equal_bit_by_bit_and_the_import_adds_no_other_pa
 
 
 GRAPHS = """
-import json, sys
+import json, pytest, sys
 import numpy as np
 import tensorflow as tf
 v1 = tf.compat.v1
@@ -108,13 +108,9 @@ tf_keras.backend.set_value(variable, 0.125)
 assert repr(regularizer) == "L2(l2=<variable: 0.125>)"
 result["variable"] = difference(regularizer.get_config()["l2"], np.array(0.125))
 
-for function in (tfk.log_penalties, tfk.set_regularizers):
-    try:
-        function(model, **({"kernel_regularizer": "l1"} if function is tfk.set_regularizers else {}))
-    except RuntimeError as error:
-        assert f"`{function.__name__}` needs TensorFlow 2" in str(error), error
-    else:
-        raise AssertionError(function)
+for function, arguments in ((tfk.log_penalties, {}), (tfk.set_regularizers, {"kernel_regularizer": "l1"})):
+    with pytest.raises(RuntimeError, match=f"`{function.__name__}` needs TensorFlow 2"):
+        function(model, **arguments)
 print(json.dumps(result))
 """
 

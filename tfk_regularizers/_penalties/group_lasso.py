@@ -83,7 +83,7 @@ class GroupLasso(Penalty):
             inputs = resolve_shards(inputs)
         if inputs is None:
             return tf.zeros([])
-        matrices = [as_matrix("GroupLasso", shard) for shard in shard_list(inputs)]
+        matrices = [as_matrix("GroupLasso", shard) for shard in (shard_list(inputs) if axis == 0 else [inputs])]
         norms = [lengths(x, axis) for x in matrices]
         if len(norms) > 1:  # a column's length is that of the vector of its lengths in the shards
             norms = [lengths(tf.concat(norms, axis), axis)]
