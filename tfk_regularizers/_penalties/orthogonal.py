@@ -59,7 +59,8 @@ class OrthogonalRegularizer(Penalty):
     for the value and 1.5 n² d with the gradient; in one block 1 and 2, in two halves 1.75. Peak memory: about
     n t + 5 n d numbers, with t ≤ 512 rows in a block on a CPU and t ≤ d in a half; it does not grow with n². (In
     forward mode there is one Gram matrix, and it takes about 3 n².) For a large kernel, `SampledOrthogonalRegularizer`
-    takes a fraction of the time. On a DTensor mesh only L1, L2 and L1L2 work.
+    takes a fraction of the time. On a DTensor mesh only L1, L2 and L1L2 work. The losses of a loaded SavedModel have
+    first derivatives only, if there are blocks: TensorFlow does not save custom gradients of gradients.
 
     A kernel of more than two axes is taken as the matrix (product of all axes but the last, last axis). What is made
     orthogonal:
