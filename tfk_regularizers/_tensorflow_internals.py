@@ -4,8 +4,8 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.distribute.sharded_variable import ShardedVariable
-from tensorflow.python.eager import forwardprop_util, record
-from tensorflow.python.saved_model import save_context
+from tensorflow.python.eager import forwardprop_util, record  # type: ignore[attr-defined]
+from tensorflow.python.saved_model import save_context  # type: ignore[attr-defined]
 
 
 def is_compiled_by_xla() -> bool:

@@ -107,7 +107,7 @@ class Argument(Generic[_Given, _Kept]):
         values[self.name] = kept
 
 
-class Factor(Argument[FactorLike, Any]):
+class Factor(Argument[FactorLike, float]):
     """A factor of a `Penalty`, as an attribute of its class: a finite number, or a variable read at each call.
 
     A number is kept as a Python float, and a step that is already traced keeps the number it was traced with. A scalar

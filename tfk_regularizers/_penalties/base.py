@@ -1,13 +1,22 @@
 """The base class of the penalties."""
 
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import tensorflow as tf
 import tf_keras
 
 from tfk_regularizers._keras import versions
 from tfk_regularizers._penalties.arguments import READ_IN_GRAPH, argument_names, saved_value
 from tfk_regularizers._penalties.factors import factor_repr
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def without_autograph(function: _Function) -> _Function:
+    """`do_not_convert` of TensorFlow, which type checkers see through."""
+    return tf.autograph.experimental.do_not_convert(function)  # type: ignore[no-any-return]
 
 
 class Penalty(*versions.regularizer_bases()):  # type: ignore[misc]

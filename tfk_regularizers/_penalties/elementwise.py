@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfk_regularizers._messages import invalid_argument, short_repr
 from tfk_regularizers._penalties import execution
 from tfk_regularizers._penalties.arguments import Factor, FactorLike
-from tfk_regularizers._penalties.base import Penalty
+from tfk_regularizers._penalties.base import Penalty, without_autograph
 from tfk_regularizers._penalties.execution import Kernel
 from tfk_regularizers._penalties.factors import is_zero, scale, to_finite_float
 from tfk_regularizers._penalties.inputs import as_elements
@@ -51,13 +51,13 @@ class L1(Penalty):
         Tibshirani, "Regression Shrinkage and Selection via the Lasso", 1996.
     """
 
-    l1 = Factor()
+    l1: Factor = Factor()
 
     def __init__(self, l1: FactorLike | None = 0.01, **kwargs: FactorLike | None) -> None:
         l1 = _pop_legacy_l(kwargs, "L1", l1)
         self.l1 = 0.01 if l1 is None else l1
 
-    @tf.autograph.experimental.do_not_convert
+    @without_autograph
     def __call__(self, x: Any) -> tf.Tensor:
         return scale(self.l1, absolute_sum(as_elements("L1", x)))
 
@@ -94,13 +94,13 @@ class L2(Penalty):
         Hoerl and Kennard, "Ridge Regression: Biased Estimation for Nonorthogonal Problems", 1970.
     """
 
-    l2 = Factor()
+    l2: Factor = Factor()
 
     def __init__(self, l2: FactorLike | None = 0.01, **kwargs: FactorLike | None) -> None:
         l2 = _pop_legacy_l(kwargs, "L2", l2)
         self.l2 = 0.01 if l2 is None else l2
 
-    @tf.autograph.experimental.do_not_convert
+    @without_autograph
     def __call__(self, x: Any) -> tf.Tensor:
         return scale(self.l2, half_square_sum(as_elements("L2", x)), constant=2.0)
 
@@ -167,14 +167,14 @@ class L1L2(Penalty):
         Zou and Hastie, "Regularization and Variable Selection via the Elastic Net", 2005.
     """
 
-    l1 = Factor()
-    l2 = Factor()
+    l1: Factor = Factor()
+    l2: Factor = Factor()
 
     def __init__(self, l1: FactorLike | None = 0.0, l2: FactorLike | None = 0.0) -> None:
         self.l1 = 0.0 if l1 is None else l1
         self.l2 = 0.0 if l2 is None else l2
 
-    @tf.autograph.experimental.do_not_convert
+    @without_autograph
     def __call__(self, x: Any) -> tf.Tensor:
         x = as_elements("L1L2", x)
         are_numbers = all(isinstance(factor, (int, float)) and factor != 0 for factor in (self.l1, self.l2))

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfk_regularizers._penalties.arguments import Argument, Factor, FactorLike, Mode, check_mode
-from tfk_regularizers._penalties.base import Penalty
+from tfk_regularizers._penalties.base import Penalty, without_autograph
 from tfk_regularizers._penalties.factors import scale
 from tfk_regularizers._penalties.inputs import as_matrix
 from tfk_regularizers._penalties.lengths import lengths
@@ -69,14 +69,14 @@ class GroupLasso(Penalty):
         Structured Sparsity in Deep Neural Networks", 2016.
     """
 
-    factor = Factor()
+    factor: Factor = Factor()
     mode = Argument[Mode, Mode](check_mode)
 
     def __init__(self, factor: FactorLike = 0.01, mode: Mode = "columns") -> None:
         self.factor = factor
         self.mode = mode
 
-    @tf.autograph.experimental.do_not_convert
+    @without_autograph
     def __call__(self, inputs: Any) -> tf.Tensor:
         axis = 0 if self.mode == "columns" else 1
         if axis == 0:  # variables are partitioned by rows: a column has elements in all shards, a row is in one

@@ -32,7 +32,7 @@ import tensorflow as tf
 
 from tfk_regularizers._penalties import execution
 from tfk_regularizers._penalties.arguments import Argument, Factor, FactorLike, Mode, check_mode
-from tfk_regularizers._penalties.base import Penalty
+from tfk_regularizers._penalties.base import Penalty, without_autograph
 from tfk_regularizers._penalties.factors import scale
 from tfk_regularizers._penalties.inputs import as_matrix
 from tfk_regularizers._penalties.reductions import promote_half, row_sums, size
@@ -107,14 +107,14 @@ class OrthogonalRegularizer(Penalty):
         "Regularizing CNNs with Locally Constrained Decorrelations", 2017.
     """
 
-    factor = Factor()
+    factor: Factor = Factor()
     mode = Argument[Mode, Mode](check_mode)
 
     def __init__(self, factor: FactorLike = 0.01, mode: Mode = "rows") -> None:
         self.factor = factor
         self.mode = mode
 
-    @tf.autograph.experimental.do_not_convert
+    @without_autograph
     def __call__(self, inputs: Any) -> tf.Tensor:
         inputs = resolve_shards(inputs)
         if inputs is None:

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from tfk_regularizers._penalties import execution
 from tfk_regularizers._penalties.arguments import Argument, Factor, FactorLike, Mode, check_bool, check_mode
-from tfk_regularizers._penalties.base import Penalty
+from tfk_regularizers._penalties.base import Penalty, without_autograph
 from tfk_regularizers._penalties.elementwise import half_square_sum
 from tfk_regularizers._penalties.factors import scale
 from tfk_regularizers._penalties.inputs import as_matrix
@@ -79,7 +79,7 @@ class SoftOrthogonalRegularizer(Penalty):
         "Large Scale GAN Training for High Fidelity Natural Image Synthesis", 2019, without the diagonal.
     """
 
-    factor = Factor()
+    factor: Factor = Factor()
     mode = Argument[Mode, Mode](check_mode)
     diagonal = Argument[bool, bool](functools.partial(check_bool, "diagonal"))
 
@@ -88,7 +88,7 @@ class SoftOrthogonalRegularizer(Penalty):
         self.mode = mode
         self.diagonal = diagonal
 
-    @tf.autograph.experimental.do_not_convert
+    @without_autograph
     def __call__(self, inputs: Any) -> tf.Tensor:
         inputs = resolve_shards(inputs)
         if inputs is None:
