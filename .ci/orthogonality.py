@@ -2,7 +2,7 @@
 
     python .ci/orthogonality.py                                   on this machine: the shapes that decided
     python .ci/orthogonality.py 1536x1536 --what product          one of your own: the Hessian times a vector
-    python .ci/orthogonality.py --blocks most=1024,whole=2048     with other blocks than `execution` has
+    python .ci/orthogonality.py --blocks max_rows=1024            with other blocks than `execution` has
     python .ci/orthogonality.py --export FOLDER                   programs for the compilers of a GPU and a TPU
 
 Times are medians of rounds in which the two take turns; the ratio is the median of the rounds' ratios. Memory is the
@@ -113,7 +113,7 @@ def main():
     parser.add_argument("--what", nargs="+", choices=("value", "gradient", "product"), default=["value", "gradient"])
     parser.add_argument("--modes", nargs="+", choices=("eager", "graph", "XLA"), default=["graph", "XLA"])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--blocks", default="", help="fields of the blocks on a CPU, such as most=1024 (times alone)")
+    parser.add_argument("--blocks", default="", help="fields of the blocks on a CPU, such as max_rows=1024")
     parser.add_argument("--export", type=pathlib.Path, metavar="FOLDER", help="write programs, measure nothing")
     arguments = parser.parse_args()
     shapes = [tuple(map(int, shape.split("x"))) for shape in arguments.shapes]

@@ -39,7 +39,7 @@ class L1(Penalty):
         **kwargs: `l`, the name that `l1` had in old versions of Keras.
 
     Raises:
-        ValueError: If `l1` is not a finite number; when saved or copied, if it is a variable with another value.
+        ValueError: If `l1` is not a finite number; when saved or copied, if it is a variable that holds none.
         TypeError: If there is another keyword argument; when called, if x is not of a floating or complex dtype.
 
     >>> L1(0.5)
@@ -189,8 +189,8 @@ def l1_l2(l1: FactorLike | None = 0.01, l2: FactorLike | None = 0.01) -> L1L2:
     """Returns `L1L2(l1, l2)`, with the defaults that the string `"l1_l2"` stands for.
 
     Args:
-        l1: A finite number, the factor of the sum of absolute values. Defaults to 0.01.
-        l2: A finite number, the factor of the sum of squares. Defaults to 0.01.
+        l1: The factor of the sum of absolute values, a finite number or a variable. Defaults to 0.01.
+        l2: The factor of the sum of squares, likewise. Defaults to 0.01.
 
     Returns:
         An `L1L2`.

@@ -10,7 +10,7 @@ from tfk_regularizers._tensorflow_internals import has_tangent, is_compiled_by_x
 
 TENSORFLOW = tuple(map(int, tf.__version__.split(".")[:2]))
 # XLA of TensorFlow 2.19 to 2.21 sums on one CPU core, one element after the other. When 2.22 is the oldest supported
-# version, delete this, `Kernel.MATMUL_SUMS` and `matmul_sum`.
+# version, delete this, `Kernel.MATMUL_SUMS`, `matmul_sum` and what uses them.
 XLA_SUMS_SEQUENTIALLY = (2, 19) <= TENSORFLOW < (2, 22)
 
 # Measured on two CPU cores by examples/benchmark.py. In eager mode a custom gradient costs 60 µs, as much as a whole
@@ -64,7 +64,7 @@ def detach_from_eager_tape(x):
 
 
 def capture_in_current_graph(x):
-    """x as a tensor of the current graph: the gradient of a branch of a `tf.cond` can use no other."""
+    """A copy of x in the current graph: gradients in a branch of a `tf.cond` can only use tensors of its own graph."""
     return x if tf.executing_eagerly() else tf.identity(x)
 
 
@@ -97,15 +97,20 @@ def block_count(x, with_gradient):
     """The number of blocks of rows of the matrix x: 1, 2 or an odd number; a tensor if its size is unknown."""
     (rows, columns), blocking = map(tf.compat.dimension_value, x.shape), _blocking(x)
     if rows is None:
-        return size(x, 0) // blocking.max_rows // 2 * 2 + 1
-    per_column = blocking.single_block_rows_per_column * (columns or 0) * with_gradient
-    if rows <= max(blocking.single_block_rows, per_column):
+        return _odd_count(size(x, 0), blocking.max_rows)
+    columns = columns or 0
+    if rows <= max(blocking.single_block_rows, blocking.single_block_rows_per_column * columns * with_gradient):
         return 1
-    if with_gradient and rows <= min(blocking.halves_rows, 4 * (columns or 0)):
+    if with_gradient and rows <= min(blocking.halves_rows, 4 * columns):
         return 2
-    # For the value a block meets all rows at a time, with the gradient half of them.
-    entries = blocking.gram_entries * (2 if with_gradient else 1)
-    return rows // min(max(entries // rows, blocking.min_rows), blocking.max_rows, rows // 2) // 2 * 2 + 1
+    rows_met = rows // 2 if with_gradient else rows  # by a block at a time: the gradient is symmetric
+    block_rows = min(max(blocking.gram_entries // rows_met, blocking.min_rows), blocking.max_rows, rows // 2)
+    return _odd_count(rows, block_rows)
+
+
+def _odd_count(rows, block_rows):
+    """An odd number of blocks of about so many rows."""
+    return rows // block_rows // 2 * 2 + 1
 
 
 def block_row_multiple(x):

@@ -50,9 +50,7 @@ def factor_value(factor: Any) -> float:
     if not isinstance(factor, tf.Variable):
         return float(factor)
     with tf.init_scope():
-        if tf.executing_eagerly():
-            return float(factor.numpy())  # a variable that is mirrored on replicas has no `float`
-    return float(tf_keras.backend.get_value(factor))  # in a TensorFlow 1 graph
+        return float(tf_keras.backend.get_value(factor))
 
 
 def factor_repr(value: Any) -> str:

@@ -252,7 +252,7 @@ def _product_of_halves(u, v):
 
 
 def _value(u, count):
-    """⟨u, S u⟩, all blocks of rows at once with the ones after them."""
+    """⟨u, S u⟩. Step s multiplies all blocks of rows at once, each with the one s places after it."""
     u = _blocks(u, count)
     sums, rows = row_sums(tf.abs(_off_diagonal_gram(u))), size(u, 1)
     if not isinstance(rows, int) or rows < 2:

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 _BLOCK_SIZE = 64
+_MATMUL_BLOCK_SIZE = 256
 
 
 def result_dtype(x):
@@ -27,20 +28,20 @@ def row_sums(x):
     return tf.linalg.matvec(x, tf.ones([size(x, -1)], x.dtype))
 
 
-def matmul_sum(x, levels=3, block_size=256):
+def matmul_sum(x, levels=3):
     """The sum of all elements by matrix products with ones, for XLA of TensorFlow 2.19 to 2.21 on a CPU.
 
     A plain sum runs on one core there and adds one element after the other: 4 % off at 64 million. A product with ones
-    is fused with the operations that make x, uses every core and sums in blocks. If the size is unknown, there are
-    `levels` levels of blocks.
+    is fused with the operations that make x, uses every core and sums in blocks. There are at most `levels` levels of
+    blocks, and as many if the size is unknown.
     """
     flat = tf.reshape(x, [-1])
     count = tf.compat.dimension_value(flat.shape[0])
-    if levels == 0 or (count is not None and count <= block_size):
+    if levels == 0 or (count is not None and count <= _MATMUL_BLOCK_SIZE):
         return tf.reduce_sum(flat)
     # A divisor of the size between 64 and 256, if there is one, leaves no remainder.
-    divisors = (length for length in range(block_size, 63, -1) if count is not None and count % length == 0)
-    block_size = next(divisors, block_size)
+    divisors = (length for length in range(_MATMUL_BLOCK_SIZE, 63, -1) if count is not None and count % length == 0)
+    block_size = next(divisors, _MATMUL_BLOCK_SIZE)
     divisible_size = size(flat, 0) // block_size * block_size
     blocks = tf.reshape(flat[:divisible_size], [-1, block_size])
     total = matmul_sum(row_sums(blocks), levels - 1)
@@ -48,10 +49,10 @@ def matmul_sum(x, levels=3, block_size=256):
 
 
 def reduce_in_blocks(reduce, x, axis, longer_than, levels=2):
-    """`reduce(x, axis)` of a matrix, which keeps the axis. Slices `longer_than` that are first reduced in blocks.
+    """`reduce(x, axis)` of a matrix, which keeps the axis. Slices of more than `longer_than` elements go in blocks.
 
-    A kernel that adds one number after the other is off by 3e-5 after a million. If the size is unknown, there are
-    `levels` levels of blocks.
+    A kernel that adds one number after the other is off by 3e-5 after a million. There are at most `levels` levels of
+    blocks, and as many if the size is unknown.
     """
     count = tf.compat.dimension_value(x.shape[axis])
     if levels == 0 or (count is not None and count <= longer_than):

@@ -86,7 +86,7 @@ def draw_slices(x, count, axis):
 
 
 def _distinct_integers(n, count):
-    """`count` distinct integers below n, at least twice as many: those that have been drawn before are drawn again.
+    """`count` distinct integers below n, for n of at least 2 * `count`. Numbers drawn twice are drawn again.
 
     Which of two equal ones is drawn again depends on nothing but that they are equal, so no set is more likely than
     another. The cost is that of `count`, not of n; each round leaves at most half of the repetitions, on average.

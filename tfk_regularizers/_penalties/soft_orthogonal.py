@@ -27,7 +27,7 @@ from tfk_regularizers._penalties.inputs import as_matrix
 from tfk_regularizers._penalties.lengths import squared_lengths
 from tfk_regularizers._penalties.reductions import promote_half, size
 from tfk_regularizers._penalties.shards import resolve_shards, shard_list
-from tfk_regularizers._tensorflow_internals import is_compiled_by_xla
+from tfk_regularizers._tensorflow_internals import has_tangent, is_compiled_by_xla, is_recorded
 
 
 class SoftOrthogonalRegularizer(Penalty):
@@ -94,69 +94,76 @@ class SoftOrthogonalRegularizer(Penalty):
         if inputs is None:
             return tf.zeros([])
         matrices = [as_matrix("SoftOrthogonalRegularizer", shard) for shard in shard_list(inputs)]
-        over = 0 if self.mode == "rows" else 1
-        return scale(self.factor, squared_gram_distance(matrices, over, self.diagonal))
+        vector_axis = 0 if self.mode == "rows" else 1
+        return scale(self.factor, squared_gram_distance(matrices, vector_axis, self.diagonal))
 
 
-def squared_gram_distance(shards, over, diagonal):
-    """‖G - I‖² for the Gram matrix G of the slices over an axis of a matrix, which may come in shards of its rows.
+def squared_gram_distance(shards, vector_axis, diagonal):
+    """‖G - I‖² for the Gram matrix G of the vectors along an axis of a matrix, which may come in shards of its rows.
 
     Without the diagonal, the sum of squares of the other entries of G. A scalar of `result_dtype` of the matrix.
     """
     shards = [promote_half(x) for x in shards]
     rows, columns = sum(size(x, 0) for x in shards), size(shards[0], 1)
-    if len(shards) > 1 and over == 0 and rows <= columns:
+    if len(shards) > 1 and vector_axis == 0 and rows <= columns:
         shards = [tf.concat(shards, 0)]
+    distance_by = functools.partial(_distance_by, shards=shards, vector_axis=vector_axis, diagonal=diagonal)
     if len(shards) > 1:
-        return _distance_by(1, shards, over, diagonal)
+        return distance_by(1)
     if isinstance(rows, int) and isinstance(columns, int):
-        return _distance_by(int(rows > columns), shards, over, diagonal)
+        return distance_by(int(rows > columns))
     if is_compiled_by_xla() or not execution.supports_blocking(shards[0]):  # neither differentiates this `tf.cond`
-        return _distance_by(over, shards, over, diagonal)
-    return tf.cond(
-        rows <= columns,
-        lambda: _distance_by(0, shards, over, diagonal),
-        lambda: _distance_by(1, shards, over, diagonal),
-    )
+        return distance_by(vector_axis)
+    return tf.cond(rows <= columns, lambda: distance_by(0), lambda: distance_by(1))
 
 
-def _distance_by(axis, shards, over, diagonal):
-    """The same, by the Gram matrix over `axis`: G itself if that is `over`, otherwise C."""
-    gram = functools.reduce(tf.add, (_symmetric_product(x, axis) for x in shards))
-    under_xla = is_compiled_by_xla()  # where `set_diag` has no gradient at unknown shapes
-    identity = tf.eye(size(gram, 0), dtype=gram.dtype) if under_xla else None
+def _distance_by(gram_axis, shards, vector_axis, diagonal):
+    """`squared_gram_distance` by the Gram matrix of one axis: G if that is the axis of the vectors, otherwise C."""
+    is_own = gram_axis == vector_axis
     if diagonal:
-        difference = gram - identity if under_xla else tf.linalg.set_diag(gram, tf.linalg.diag_part(gram) - 1.0)
-        excess = 0 if axis == over else sum(size(x, over) for x in shards) - size(shards[0], axis)
-        return _square_sum(difference) + tf.cast(excess, gram.dtype)
-    if axis == over:
-        zeros = tf.stop_gradient(tf.minimum(tf.abs(gram), 0.0))  # NaN where gram is: a single slice has no other entry
-        if under_xla:
-            return _square_sum(tf.where(identity > 0, zeros, gram))
-        return _square_sum(tf.linalg.set_diag(gram, tf.linalg.diag_part(zeros)))
-    total = _square_sum(gram)
-    fourth_powers = functools.reduce(tf.add, (_square_sum(squared_lengths(x, 1 - over)) for x in shards))
+        excess = 0 if is_own else sum(size(x, vector_axis) for x in shards) - size(shards[0], gram_axis)
+        return _square_sum(shards, gram_axis, lambda squares: squares - 1.0) + tf.cast(excess, shards[0].dtype)
+    if is_own:  # NaN where the square is: a single slice has no other entry
+        return _square_sum(shards, gram_axis, lambda squares: tf.stop_gradient(tf.minimum(tf.abs(squares), 0.0)))
+    total = _square_sum(shards, gram_axis)
+    fourth_powers = [2.0 * half_square_sum(squared_lengths(x, 1 - vector_axis)) for x in shards]
     # An infinite ‖C‖² stays infinite. Where rounding makes the difference negative, it is 0, and keeps its gradient.
-    difference = total - tf.minimum(fourth_powers, total.dtype.max)
+    difference = total - tf.minimum(functools.reduce(tf.add, fourth_powers), total.dtype.max)
     return difference - tf.stop_gradient(tf.minimum(difference, 0.0))
 
 
-def _square_sum(x):
-    return 2.0 * half_square_sum(x)
+def _square_sum(shards, axis, on_diagonal=None):
+    """The sum of squares of the Gram matrix of an axis, with `on_diagonal` applied to its diagonal.
 
+    Its gradient takes one product, where TensorFlow takes two, for the matrix is symmetric.
+    """
 
-def _symmetric_product(x, axis):
-    """x xᵀ for axis 0, xᵀx for axis 1, with a gradient of one product where TensorFlow's takes two."""
-    if not isinstance(x, tf.Tensor):  # KerasTensors record each operation as a layer
-        return tf.matmul(x, x, transpose_a=axis == 1, transpose_b=axis == 0)
+    def matrix(*shards):
+        products = [tf.matmul(x, x, transpose_a=axis == 1, transpose_b=axis == 0) for x in shards]
+        gram = functools.reduce(tf.add, products)
+        return gram if on_diagonal is None else _map_diagonal(on_diagonal, gram)
+
+    if not isinstance(shards[0], tf.Tensor):  # KerasTensors record each operation as a layer
+        return 2.0 * half_square_sum(matrix(*shards))
 
     @tf.custom_gradient
-    def differentiable(x):
+    def differentiable(*shards):
+        computed = matrix(*map(execution.detach_from_eager_tape, shards))
+
         def gradient(upstream):
-            symmetric = upstream + tf.transpose(upstream)
-            return tf.matmul(symmetric, x) if axis == 0 else tf.matmul(x, symmetric)
+            # In eager mode a further derivative does not see how the matrix was computed, so it is computed again.
+            is_seen = not tf.executing_eagerly() or not any(is_recorded(x) or has_tangent(x) for x in shards)
+            symmetric = computed if is_seen else matrix(*shards)
+            scaled = [4.0 * upstream * x for x in shards]
+            return [tf.matmul(symmetric, x) if axis == 0 else tf.matmul(x, symmetric) for x in scaled]
 
-        detached = execution.detach_from_eager_tape(x)
-        return tf.matmul(detached, detached, transpose_a=axis == 1, transpose_b=axis == 0), gradient
+        return 2.0 * half_square_sum(computed), gradient
 
-    return differentiable(execution.capture_in_current_graph(x))
+    return differentiable(*map(execution.capture_in_current_graph, shards))
+
+
+def _map_diagonal(function, matrix):
+    """A square matrix with an elementwise function applied to its diagonal."""
+    if is_compiled_by_xla():  # where `set_diag` has no gradient at unknown shapes
+        return tf.where(tf.eye(size(matrix, 0), dtype=matrix.dtype) > 0, function(matrix), matrix)
+    return tf.linalg.set_diag(matrix, function(tf.linalg.diag_part(matrix)))
