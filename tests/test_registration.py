@@ -81,7 +81,7 @@ try:
 except ImportError as error:
     said = str(error)
 tf_keras.src.regularizers.keras_export = export
-assert "supports tf-keras 2.16 to 2.22" in said and "in which keras_export of tf_keras" in said, said
+assert "supports tf-keras 2.16 to 2.22" in said and "no attribute 'keras_export'" in said, said
 assert_same_as(before)
 
 import tfk_regularizers as tfk

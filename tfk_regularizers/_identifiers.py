@@ -156,13 +156,7 @@ def deserialize(
             stacklevel=3,
         )
     if isinstance(config, dict) and "module" in config:
-        # Keras imports the module of a config whose class is no custom object. For a class of the main program it
-        # writes none.
-        config = {**config, "module": config["module"] and "keras.regularizers"}
-        if config.get("registered_name") and config["registered_name"] not in custom and names[0] in custom:
-            config["registered_name"] = names[0]  # the one name that it looks for
-        elif not use_legacy_format and names[0] == config["class_name"] not in custom and names[-1] in custom:
-            config["class_name"] = names[-1]  # the one name that it looks for while it opens an .h5 file
+        config = _name_as_keras_looks_it_up(config, names, custom, use_legacy_format)
     saving = tf_keras.utils.legacy if use_legacy_format else tf_keras.saving
     try:
         result = saving.deserialize_keras_object(
@@ -175,6 +169,17 @@ def deserialize(
     if not callable(result) or any(result is function for function in (get, serialize, deserialize, l1_l2)):
         raise ValueError(f"Could not interpret regularizer config {short_repr(config)}: it gives {short_repr(result)}")
     return result
+
+
+def _name_as_keras_looks_it_up(config, names, custom, use_legacy_format):
+    """A config with a module, of a known class, under the one name by which Keras finds that."""
+    # If the class is no custom object, Keras imports the module. The config of a class of the main program has none.
+    config = {**config, "module": config["module"] and "keras.regularizers"}
+    if config.get("registered_name") and config["registered_name"] not in custom and names[0] in custom:
+        config["registered_name"] = names[0]
+    elif not use_legacy_format and names[0] == config["class_name"] not in custom and names[-1] in custom:
+        config["class_name"] = names[-1]  # while an .h5 file is opened
+    return config
 
 
 class _MissingRegularizer(Regularizer):  # type: ignore[misc]

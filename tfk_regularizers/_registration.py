@@ -37,7 +37,6 @@ def register() -> None:
     >>> tf_keras.regularizers.get("l2")
     L2(l2=0.01)
     """
-    registry.check_supported(_OURS)
     try:
         for name, ours in _OURS.items():
             builtin = getattr(registry.SOURCE, name)
@@ -76,10 +75,8 @@ def unregister() -> None:
     for name in registry.REPLACED:
         registry.forget_export(_OURS[name])
     registry.REPLACED.clear()
-    keras = versions.keras3()
-    for cls in (*KERAS_PENALTIES, *NEW_PENALTIES):
-        registry.forget_custom_object(tf_keras, cls, _registered_name(cls))
-        if keras is not None:
+    for keras in filter(None, (tf_keras, versions.keras3())):
+        for cls in (*KERAS_PENALTIES, *NEW_PENALTIES):
             registry.forget_custom_object(keras, cls, _registered_name(cls))
     table = registry.keras3_identifiers()
     if table is not None and table.get("l1_l2") is _DefaultL1L2:

@@ -6,7 +6,7 @@ from typing import Any
 
 import tf_keras
 
-from tfk_regularizers._keras.versions import SUPPORTED, keras3
+from tfk_regularizers._keras.versions import keras3
 
 # The module that defines the regularizers: layers resolve strings and configs through its globals. It is found through
 # the base class, the one name that registration never replaces.
@@ -15,23 +15,13 @@ SOURCE: ModuleType = sys.modules[tf_keras.regularizers.Regularizer.__module__]
 REPLACED: dict[str, Any] = {}  # the built-in objects that registration has replaced, by name
 
 
-def check_supported(names: Any) -> None:
-    """Raise ImportError unless every internal that registration needs is where it is expected."""
-    named = {name for name in names if "_keras_api_names" in vars(vars(SOURCE).get(name, SOURCE))}
-    missing = [*(set(names) - named), *([] if hasattr(SOURCE, "keras_export") else ["keras_export"])]
-    if missing:
-        raise ImportError(
-            f"tfk_regularizers supports {SUPPORTED}, in which {', '.join(sorted(missing))} of {SOURCE.__name__} is "
-            "missing or was replaced. If it was replaced, import tfk_regularizers first."
-        )
-
-
 def export_like(new: Any, old: Any) -> None:
     """Give `new` the canonical names of `old`, as attribute and in the table that deserialization reads.
 
     One without the other is worse than neither: files would name a class that they do not open with.
     """
-    SOURCE.keras_export(*old._keras_api_names, v1=old._keras_api_names_v1)(new)
+    # By `vars`, for a class without names of its own would give those of its base.
+    SOURCE.keras_export(*vars(old)["_keras_api_names"], v1=vars(old)["_keras_api_names_v1"])(new)
 
 
 def forget_export(obj: Any) -> None:
@@ -42,7 +32,7 @@ def forget_export(obj: Any) -> None:
 
 
 def replace_everywhere(pairs: list[tuple[Any, Any]]) -> None:
-    """Rebind each old object to its new one in the defining module and in those of tf_keras and tensorflow like it."""
+    """Rebind each old object to its new one in every loaded module `*.regularizers` of tf_keras and tensorflow."""
     new = {id(old): new for old, new in pairs}
     for name, module in list(sys.modules.items()):
         if module is None or not name.endswith(".regularizers") or name.split(".")[0] not in ("tf_keras", "tensorflow"):

@@ -1,4 +1,4 @@
-"""Variables that Keras wraps, and graphs that it builds for no step."""
+"""What AutoCastVariables wrap, and graphs that Keras builds only to infer shapes."""
 
 from typing import Any
 
