@@ -2,6 +2,7 @@
 
     nox -f .ci/noxfile.py                              the whole suite over the matrix
     nox -f .ci/noxfile.py -s oldest                    what an old TensorFlow could break, on this Python
+    nox -f .ci/noxfile.py -s packages                  models of other packages
     nox -f .ci/noxfile.py -- tests/test_saving.py -x   whatever is to be given to pytest instead
 
 Each session makes an environment of its own. A Python that is not found is reported as skipped.
@@ -33,9 +34,21 @@ MATRIX = [
     nox.param("3.13", NEWEST, {}, id="newest TensorFlow, Python 3.13"),
     nox.param("3.13", NEWEST, {"TF_USE_LEGACY_KERAS": "1"}, id="newest TensorFlow, Python 3.13, legacy Keras"),
 ]
+# Packages whose models people regularize, in versions that run beside one TensorFlow. The Model Garden is installed
+# without its dependencies, and with those that its layers import.
+PACKAGES = [
+    "tensorflow-model-optimization==0.8.*",
+    "tensorflow-probability==0.25.*",
+    "tensorflow-recommenders==0.7.*",
+    "tensorflow-gnn==1.0.*",
+    "spektral==1.3.*",
+    *("gin-config", "matplotlib", "opencv-python-headless", "pycocotools", "sentencepiece"),
+    *("tensorflow-datasets", "tensorflow-hub", "tensorflow-text==2.20.*", "tf_slim"),
+]
+GARDEN = "tf-models-official==2.20.*"
 QUICK = [f"tests/test_{name}.py" for name in ("registration", "saving", "identifiers", "penalties", "orthogonality")]
 
-nox.options.sessions = ["matrix"]
+nox.options.sessions = ["matrix", "packages"]
 nox.options.envdir = ROOT / ".nox"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
@@ -60,6 +73,14 @@ def matrix(session, tensorflow, environment):
 def oldest(session):
     """Registration, saving, values and gradients with the oldest TensorFlow that exists for this Python."""
     run_tests(session, "2.16" if sys.version_info < (3, 13) else "2.20", {}, QUICK)
+
+
+@nox.session(python="3.11")
+def packages(session):
+    """Small tests of the models of other packages."""
+    session.install("tensorflow==2.20.*", "tf-keras==2.20.*", *PACKAGES)
+    session.install("--no-deps", GARDEN)
+    run_tests(session, "2.20", {"TF_USE_LEGACY_KERAS": "1"}, ["-p", "no:warnings", "tests/packages"])
 
 
 def run_tests(session, tensorflow, environment, selection):

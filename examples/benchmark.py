@@ -270,10 +270,10 @@ def embedding(penalty: str, side: str):
 
 SUMS = ["L1", "L2", "L1L2"]
 MODELS = {
-    "mlp": Case("MLP 4 × 2048", mlp, [*SUMS, "GroupLasso", "Orthogonal", "Sampled"], 15, 1),
+    "mlp": Case("MLP 4 × 2048", mlp, [*SUMS, "GroupLasso", "Orthogonal", "Sampled"], 15, 3),
     "resnet50": Case("ResNet50", resnet50, SUMS, 5, 3),
     "encoder": Case("encoder, 2 layers", encoder, [*SUMS, "Orthogonal"], 15, 3),
-    "embedding": Case("embedding 1000000 × 64", embedding, SUMS, 15, 1),
+    "embedding": Case("embedding 1000000 × 64", embedding, SUMS, 15, 3),
     "shapes": Case("MLP, 30 shapes", thirty_shapes, [*SUMS, "GroupLasso", "Orthogonal"], 15, 3),
 }
 STUDENT = {3: 4.303, 5: 2.776, 15: 2.145}  # quantiles of Student's distribution for so many rounds

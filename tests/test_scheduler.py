@@ -55,7 +55,7 @@ def assert_trained_by_l2(model, factors):
     ("arguments", "says"),
     [
         ({"schedule": 0.5}, "`schedule`. Expected a function of the epoch, .* Received: schedule=0.5"),
-        ({"schedule": DECAY}, r"`schedule`.* LearningRateSchedule \(did you mean an instance of PolynomialDecay\?\)\."),
+        ({"schedule": DECAY}, "`schedule`.* an instance of a LearningRateSchedule. Received: schedule=<class"),
         ({"schedule": lambda: 0.5}, "`schedule`"),
         ({"schedule": lambda epoch, factor, more: 0.5}, "`schedule`"),
         ({"schedule": by_epoch, "factor": 3}, "`factor`.*factor=3"),

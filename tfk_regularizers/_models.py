@@ -10,6 +10,8 @@ import tf_keras
 from tfk_regularizers._identifiers import get
 from tfk_regularizers._keras import regularization, versions
 from tfk_regularizers._messages import invalid_argument
+from tfk_regularizers._penalties.arguments import was_read_in_graph
+from tfk_regularizers._penalties.base import without_autograph
 
 Identifier: TypeAlias = str | dict[str, Any] | Callable[[Any], Any] | None
 
@@ -20,20 +22,25 @@ def set_regularizers(
     """Sets, replaces or removes regularizers on the layers of a built tf_keras model, in place.
 
     `model.losses` is right at once: no rebuild, no reload, weights and optimizer state untouched. The next `fit` of
-    `model` trains with the change, even if its step was traced before. A compiled model around `model` does not notice,
-    nor does a `tf.function` of your own that was traced already: call this on the model that is trained.
+    `model` trains with the change, even if its step was traced before. A step of a compiled model around `model`, or a
+    `tf.function` of your own, that was traced before keeps the old penalties: call this on the model that is trained. A
+    warning says so where a penalty of this package is replaced; Keras leaves no sign where there was none.
 
     Saving to `.keras`, `.h5` or a SavedModel carries the change for Sequential and Functional models of tf_keras
-    layers; a subclassed model or layer carries what its own `get_config` carries.
+    layers; a subclassed model or layer carries what its own `get_config` carries. If that has a regularizer of its own
+    under the same keyword, it follows where it is the one that was replaced in all layers inside. Otherwise a warning
+    names the layer.
 
-    Each keyword names an attribute of Keras's layers, and changes the weight that this attribute regularizes: a layer
-    that has the attribute without the weight (`kernel_regularizer` of a `DepthwiseConv2D`) stays as it is.
+    Each keyword names an attribute of layers, as Keras's constructors do, and changes the weights that the layer
+    penalizes by it; if there are none yet, the weight of that name (`kernel`, or those whose names begin with
+    `kernel_`). A layer that has the attribute without the weight (`kernel_regularizer` of a `DepthwiseConv2D`) stays as
+    it is.
     `activity_regularizer` means the output of the layers that take it by name and save it (not an `EinsumDense`, which
     drops it). Layers inside nested models, wrappers and RNN layers are reached too, and shared layers once. Frozen
     layers (`trainable=False`) are penalized like others, as tf_keras does; `where` can leave them out.
 
     Args:
-        model: A built tf_keras model, compiled or not.
+        model: A tf_keras model that has its weights, compiled or not.
         where: A function of a layer that returns whether to change it; `None` means all layers. A layer
             that is part of another layer (a cell of an RNN layer, what a wrapper wraps, a projection of a
             `MultiHeadAttention`) is changed if `where` passes for it or for the layer around it; a nested model is no
@@ -48,13 +55,14 @@ def set_regularizers(
         the keys that `penalties` has. An output is listed as `"block1/conv/activity"`.
 
     Warns:
-        UserWarning: If a built-in regularizer of tf_keras, from before the import, is in the model afterwards.
+        UserWarning: If a traced step keeps penalties that are replaced, if a file brings them back (a part of the
+            projections of a `MultiHeadAttention`, which saves one regularizer for all), or if a built-in regularizer of
+            tf_keras, from before the import, is in the model afterwards.
 
     Raises:
         TypeError: If `model` is not a tf_keras model, a Keras 3 one for instance.
-        ValueError: If the model or a layer to change is not built, if a keyword matches nothing, if a regularizer
-            fails or gives no scalar on one of its weights, if the config of a layer cannot hold the choice (the
-            projections of a `MultiHeadAttention` share one regularizer), or if a layer to change was loaded from a
+        ValueError: If the model or a layer to change has no weights yet, if a keyword matches nothing, if a
+            regularizer fails or gives no scalar on one of its weights, or if a layer to change was loaded from a
             SavedModel without its class.
         NotImplementedError: If a regularizer without `get_config` is to be set inside a `Bidirectional`.
         RuntimeError: In TensorFlow 1 graphs.
@@ -82,9 +90,11 @@ def set_regularizers(
     if not regularizers:
         raise ValueError("`set_regularizers` needs at least one keyword, such as `kernel_regularizer`.")
     targets = regularization.find_targets(model, where, list(regularizers))
-    return regularization.set_on_targets(model, targets, {name: get(value) for name, value in regularizers.items()})
+    values = {keyword: get(value) for keyword, value in regularizers.items()}
+    return regularization.set_on_targets(model, targets, values, was_read_in_graph)
 
 
+@without_autograph
 def penalties(model: Any) -> dict[str, tf.Tensor]:
     """Returns the current penalty of each regularized weight of a model.
 
@@ -117,7 +127,8 @@ def penalties(model: Any) -> dict[str, tf.Tensor]:
     are told apart by `_1`, `_2` and so on, and so are weights of one layer.
 
     Args:
-        model: A built model of tf_keras, or of Keras 3 (where weights of frozen layers are not penalized).
+        model: A model of tf_keras or of Keras 3 that has its weights. (Keras 3 does not penalize weights of frozen
+            layers.)
 
     Returns:
         A dict, in the order of the layers, from the path of each regularized weight, the names of the layers around it
@@ -129,8 +140,8 @@ def penalties(model: Any) -> dict[str, tf.Tensor]:
 
     Raises:
         TypeError: If `model` is not a Keras model.
-        ValueError: If the model is not built, or if a layer that has losses was loaded from a SavedModel without its
-            class.
+        ValueError: If the model has no weights yet, or if a layer that has losses was loaded from a SavedModel without
+            its class.
 
     >>> inner = tf_keras.Sequential([tf_keras.layers.Dense(2, kernel_initializer="ones", name="dense")], name="block1")
     >>> model = tf_keras.Sequential([inner, tf_keras.layers.Dense(1, name="head")])

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from tfk_regularizers._keras import layers, steps, tree, versions
+from tfk_regularizers._keras import layer_configs, steps, tree, versions
 from tfk_regularizers._keras.regularization import ActiveRegularizer, active_regularizers, retrace
 from tfk_regularizers._messages import invalid_argument, short_repr
 from tfk_regularizers._models import check_where
@@ -84,7 +84,6 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
         self.schedule, self.factor, self.where, self.verbose = schedule, factor, where, verbose
         self._name, self._values_differ, self._epoch, self._steps_before = "", False, 0, 0
         self._penalties: dict[str, Penalty] = {}
-        self._layers: list[Any] = []
 
     def set_model(self, model: Any) -> None:
         versions.check_is_of_tf_keras("RegularizationScheduler", model)
@@ -94,7 +93,6 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
         versions.check_tensorflow_2("RegularizationScheduler")
         active = active_regularizers(self.model, self.where)
         self._name, self._penalties = _find_penalties(self.model, active, self.factor, self.where)
-        self._layers = [node.layer for node in tree.walk(self.model)]
         self._make_variables(active)
         self._values_differ = self._schedule_of == "factor" and len({*self._factors().values()}) > 1
         self._steps_before = self._iterations() if self._schedule_of == "step" else 0
@@ -104,9 +102,8 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
         values = self._assign()
         self._update_configs()
         if self.verbose > 0:
-            text = f"{self._name} to {next(iter(values.values()))}"
-            if self._values_differ:
-                text = ", ".join(f"{path} to {value}" for path, value in values.items())
+            shown = values if self._values_differ else {self._name: next(iter(values.values()))}
+            text = ", ".join(f"{name} to {value}" for name, value in shown.items())
             steps.print_message(f"\nEpoch {epoch + 1}: RegularizationScheduler setting {text}.")
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
@@ -142,9 +139,8 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
 
     def _update_configs(self) -> None:
         """Update the configs of Bidirectional layers, which hold copies of the numbers."""
-        for layer in self._layers:
-            if isinstance(layer, tf_keras.layers.Bidirectional):
-                layers.update_enclosing_config(layer, "kernel_regularizer", contextlib.ExitStack())
+        for node in tree.walk(self.model):
+            layer_configs.update_bidirectional(node.layer, contextlib.ExitStack())
 
     def _iterations(self) -> int:
         return int(tf_keras.backend.get_value(self.model.optimizer.iterations))
@@ -182,7 +178,7 @@ def _kind_of_schedule(schedule: Any) -> str:
     kinds = tuple(module.optimizers.schedules.LearningRateSchedule for module in modules if module is not None)
     if isinstance(schedule, kinds):
         return "step"
-    if callable(schedule) and not (inspect.isclass(schedule) and issubclass(schedule, kinds)):
+    if callable(schedule) and not inspect.isclass(schedule):
         try:
             signature = inspect.signature(schedule)
         except ValueError:  # of a function written in C
@@ -191,9 +187,7 @@ def _kind_of_schedule(schedule: Any) -> str:
             with contextlib.suppress(TypeError):
                 signature.bind(*arguments)
                 return kind
-    expected = "a function of the epoch, or of the epoch and the factor, or a LearningRateSchedule"
-    if inspect.isclass(schedule):
-        expected += f" (did you mean an instance of {schedule.__name__}?)"
+    expected = "a function of the epoch, or of the epoch and the factor, or an instance of a LearningRateSchedule"
     raise invalid_argument("schedule", expected, schedule)
 
 
@@ -245,11 +239,12 @@ def _check_schedulable(one: ActiveRegularizer, term: Any, name: str, active: lis
             "from its `Penalty`. Replace it by `set_regularizers`, or leave the layer out by `where`."
         )
     value = vars(term).get(name)
-    if not is_factor_variable(value) and type(value) not in (int, float):
+    if not is_factor_variable(value) and not isinstance(value, (int, float)):
         raise ValueError(f"{refused}: expected a number or a variable. Received: {name}={short_repr(value)}")
     for other in active:
         if not other.chosen and any(term is inner for inner in _terms(other.regularizer)):
             raise ValueError(
-                f"{refused}, and not that of {other.path!r}, which `where` leaves out: both have the same regularizer "
-                f"{short_repr(term)}. Give one of them its own by `set_regularizers`."
+                f"{refused}, and not that of {other.path!r}, which `where` leaves out: both have the same instance of "
+                f"{type(term).__name__}. Give these layers their own, with the same `where`: "
+                f"`set_regularizers(model, kernel_regularizer={short_repr(one.regularizer)}, where=...)`."
             )

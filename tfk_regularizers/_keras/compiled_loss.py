@@ -140,7 +140,10 @@ def _bypassed(model: Any, received: str) -> str:
     return (
         f"`log_penalties` cannot split the loss of the model {model.name!r}. Its steps must take the loss from "
         "`self.compute_loss(x, y, y_pred, sample_weight)` or `self.compiled_loss(y, y_pred, sample_weight, "
-        f"regularization_losses=self.losses)`. Received: {received}. Log `tf.add_n(self.losses)` in the step."
+        f"regularization_losses=self.losses)`. Received: {received}. A step that adds `self.losses` itself can log "
+        "their sum after its update, by two lines in a class derived from the model's:\n\n"
+        "    def train_step(self, data):\n"
+        '        return {**super().train_step(data), "penalty": tf.add_n(self.losses)}'
     )
 
 

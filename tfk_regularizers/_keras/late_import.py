@@ -4,12 +4,14 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from tfk_regularizers._keras import layers, registry
+from tfk_regularizers._keras import registry
+from tfk_regularizers._keras.layers import regularizer_attributes
 
 
 def warn_of_builtins_in(nodes: Iterable[Any], stacklevel: int) -> None:
     """Warn of layers of a model that hold built-in regularizers."""
-    found = [node.path for node in nodes if any(map(builtin_class, layers.own_regularizers(node.layer)))]
+    held = [(node.path, map(vars(node.layer).get, regularizer_attributes(node.layer).values())) for node in nodes]
+    found = [path for path, regularizers in held if any(map(builtin_class, regularizers))]
     if found:
         listed = ", ".join([*map(repr, found[:5]), *(["…"] if len(found) > 5 else [])])
         warn(f"Built-in regularizers of tf_keras are in {listed}", stacklevel + 1)

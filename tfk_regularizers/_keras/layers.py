@@ -1,15 +1,15 @@
-"""Weights, penalties and configs of single layers."""
+"""What a single layer has: sublayers, weights, regularizers, penalties."""
 
-import contextlib
 import functools
 import inspect
 import re
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tf_keras
 
-from tfk_regularizers._keras.versions import SUPPORTED
+from tfk_regularizers._tensorflow_internals import is_sharded
 
 
 def sublayers(layer: Any) -> list[Any]:
@@ -17,23 +17,36 @@ def sublayers(layer: Any) -> list[Any]:
     return list(layer._flatten_layers(recursive=False, include_self=False))
 
 
+def all_weights(layer: Any) -> list[Any]:
+    """The weights of a layer of either Keras and of those inside it. A model that is not built may refuse `weights`."""
+    if not isinstance(layer, tf_keras.Model) or layer.built:
+        return list(layer.weights)
+    inner = layer._flatten_layers()
+    return [weight for one in inner for weight in (*one._trainable_weights, *one._non_trainable_weights)]
+
+
 def own_weights(layer: Any) -> list[Any]:
     """The weights of a layer of either Keras that belong to none of its sublayers, in order of creation."""
-    inner = {id(variable) for sublayer in sublayers(layer) for variable in sublayer.weights}
-    return [variable for variable in layer.weights if id(variable) not in inner]
+    inner = {id(variable) for sublayer in sublayers(layer) for variable in all_weights(sublayer)}
+    return [variable for variable in all_weights(layer) if id(variable) not in inner]
 
 
-def keywords(layer: Any) -> set[str]:
-    """The names of the attributes of a layer for regularizers of weights.
+def regularizer_attributes(layer: Any) -> dict[str, str]:
+    """The attributes of a layer for regularizers, by keyword: `kernel_regularizer` may be kept with an underscore.
 
     An RNN layer has properties instead, which read its cell. The cell is a layer itself.
     """
-    return {name for name in vars(layer) if name.endswith("_regularizer")}
+    return {name.lstrip("_"): name for name in vars(layer) if name.endswith("_regularizer")}
 
 
-def own_regularizers(layer: Any) -> list[Any]:
-    """The regularizers that a layer holds itself."""
-    return [value for name, value in vars(layer).items() if name.endswith("_regularizer") and value is not None]
+def held_regularizer(layer: Any, keyword: str) -> Any:
+    """The regularizer that a layer holds under a keyword. It has an effect if it was there when the layer was built."""
+    return getattr(layer, regularizer_attributes(layer).get(keyword, keyword), None)
+
+
+def is_built(layer: Any) -> bool:
+    """Whether a layer of either Keras has its weights. A model that its own step calls in parts is never `built`."""
+    return bool(layer.built or all_weights(layer))
 
 
 def is_revived(layer: Any) -> bool:
@@ -41,51 +54,59 @@ def is_revived(layer: Any) -> bool:
     return any(cls.__name__ == "RevivedLayer" for cls in type(layer).__mro__)
 
 
-def regularized_weight(layer: Any, keyword: str) -> list[Any]:
-    """The variables of the weight that `X_regularizer` regularizes: the attribute `X` or `X_kernel`."""
-    if keyword not in keywords(layer):
+def regularized_weight(layer: Any, keyword: str, enclosing: Iterable[Any] = ()) -> list[Any]:
+    """The variables that `X_regularizer` regularizes: those that it penalizes now, otherwise those called X."""
+    keywords = regularizer_attributes(layer)
+    if keyword not in keywords:
         return []
-    name = keyword.removesuffix("_regularizer")
-    weight = getattr(layer, name, None)
-    weight = weight if weight is not None else getattr(layer, f"{name}_kernel", None)
-    if weight is None or _variables_of(weight):
-        return _variables_of(weight)
-    # A wrapper, such as one that quantizes, has put a tensor in the place of the variable.
-    names = (name, f"{name}_kernel")
-    return [variable for variable in own_weights(layer) if variable.name.rpartition("/")[2].split(":")[0] in names]
+    named = {other: _weight_called(other.removesuffix("_regularizer"), layer, enclosing) for other in keywords}
+    others = {id(variable) for other in keywords if other != keyword for variable in named[other]}
+    regularizer = held_regularizer(layer, keyword)  # which several weights may share
+    penalized = [loss.variable for loss in weight_losses(layer) if loss.regularizer is regularizer]
+    return [variable for variable in penalized if id(variable) not in others] or named[keyword]
 
 
-def _variables_of(weight: Any) -> list[Any]:
-    """A weight as a list of variables: the shards of a partitioned one."""
-    if type(weight).__name__ == "ShardedVariable":
-        return list(weight.variables)
-    return [weight] if isinstance(weight, tf.Variable) else []
+def _weight_called(name: str, layer: Any, enclosing: Iterable[Any]) -> list[Any]:
+    """The variables of the attribute `name` or `name_kernel`, otherwise the weights of such names."""
+    for attribute in (name, f"{name}_kernel"):
+        weight: Any = getattr(layer, attribute, None)
+        if is_sharded(weight) or isinstance(weight, tf.Variable):
+            return list(weight.variables) if is_sharded(weight) else [weight]
+    # A wrapper that quantizes, for instance, puts a tensor in the place of the variable, and may keep that itself.
+    wrappers = [one for one in enclosing if isinstance(one, tf_keras.layers.Wrapper) and one.layer is layer]
+    weights = [variable for one in (layer, *wrappers) for variable in own_weights(one) if variable.trainable]
+    names = [(variable.name.rpartition("/")[2].split(":")[0], variable) for variable in weights]
+    equal = [variable for other, variable in names if other in (name, f"{name}_kernel")]
+    return equal or [variable for other, variable in names if other.startswith(f"{name}_")]
 
 
-def weight_losses(layer: Any, model: Any = None) -> list[tuple[Any, Any]]:
-    """The regularized variables of a layer, each with a function that returns its penalty.
+class WeightLoss(NamedTuple):
+    """A regularized variable, its regularizer, and the function that returns its penalty."""
+
+    variable: Any
+    regularizer: Any
+    penalty: Any
+
+
+def weight_losses(layer: Any, model: Any = None) -> list[WeightLoss]:
+    """The penalties of a layer's weights.
 
     In Keras 3 a variable has its regularizer as an attribute, and only the model's trainable weights are penalized.
     """
     if isinstance(layer, tf_keras.layers.Layer):
-        pairs = [(_regularized_variable(loss), loss) for loss in layer._callable_losses]
-        return [(variable, loss) for variable, loss in pairs if variable is not None]
+        return [found for found in map(as_weight_loss, layer._callable_losses) if found is not None]
     penalized = {id(variable) for variable in model.trainable_weights if variable.regularizer is not None}
     variables = [variable for variable in own_weights(layer) if id(variable) in penalized]
-    return [(variable, functools.partial(variable.regularizer, variable)) for variable in variables]
+    return [WeightLoss(one, one.regularizer, functools.partial(one.regularizer, one)) for one in variables]
 
 
-def penalized_variables(layer: Any) -> list[Any]:
-    """For each of the losses that a layer of tf_keras itself adds to `losses`, the penalized variable, or None."""
-    others = layer._eager_losses or layer._losses
-    return [None] * len(others) + [_regularized_variable(loss) for loss in layer._callable_losses]
-
-
-def _regularized_variable(loss: Any) -> Any:
-    """The variable of a loss that `add_weight` made, identified by its function; None for other losses."""
+def as_weight_loss(loss: Any) -> WeightLoss | None:
+    """A loss of a layer of tf_keras as the penalty of a weight, if `add_weight` made it: its function tells."""
     inner = (getattr(loss, "args", None) or [None])[0]
-    name = getattr(getattr(inner, "func", None), "__qualname__", "")
-    return inner.args[0] if name.endswith("_handle_weight_regularization.<locals>._loss_for_variable") else None
+    function: Any = getattr(inner, "func", None)
+    if not getattr(function, "__qualname__", "").endswith("_handle_weight_regularization.<locals>._loss_for_variable"):
+        return None
+    return WeightLoss(inner.args[0], inspect.getclosurevars(function).nonlocals["regularizer"], loss)
 
 
 def active_regularizers(layer: Any) -> list[tuple[Any, Any]]:
@@ -94,32 +115,12 @@ def active_regularizers(layer: Any) -> list[tuple[Any, Any]]:
     A target is a variable, the name of a weight that is not built yet, or "activity". An attribute that was set on a
     built layer has no effect.
     """
-    calls = [(variable, inspect.getclosurevars(loss.args[0].func)) for variable, loss in weight_losses(layer)]
-    pairs = [(variable, call.nonlocals["regularizer"]) for variable, call in calls]
-    if not layer.built:
-        names = [name for name in keywords(layer) if "activity" not in name]
-        pairs += [(name.removesuffix("_regularizer").lstrip("_"), getattr(layer, name)) for name in names]
+    pairs = [(loss.variable, loss.regularizer) for loss in weight_losses(layer)]
+    if not is_built(layer):
+        names = [name for name in regularizer_attributes(layer) if name != "activity_regularizer"]
+        pairs += [(name.removesuffix("_regularizer"), held_regularizer(layer, name)) for name in names]
     pairs.append(("activity", getattr(layer, "activity_regularizer", None)))
     return [(target, regularizer) for target, regularizer in pairs if regularizer is not None]
-
-
-def set_weight_regularizer(
-    layer: Any, keyword: str, variables: list[Any], regularizer: Any, undo: contextlib.ExitStack
-) -> None:
-    """Let a built layer penalize a weight as if constructed so. The attribute of a built layer has no effect."""
-    undo.callback(layer._callable_losses.__setitem__, slice(None), list(layer._callable_losses))
-    ids = {id(variable) for variable in variables}
-    layer._callable_losses[:] = [loss for loss in layer._callable_losses if id(_regularized_variable(loss)) not in ids]
-    if regularizer is not None:
-        for variable in variables:
-            layer._handle_weight_regularization(variable.name.split(":")[0], variable, regularizer)
-        # The order in which a rebuilt layer has them. Losses of no weight, the user's own, come last.
-        order = {id(variable): position for position, variable in enumerate(layer.weights)}
-        layer._callable_losses.sort(key=lambda loss: order.get(id(_regularized_variable(loss)), len(order)))
-    penalized = [variable for variable, _ in weight_losses(layer) if id(variable) in ids]
-    if len(penalized) != (0 if regularizer is None else len(variables)):
-        raise RuntimeError(f"tfk_regularizers supports {SUPPORTED}, which keeps penalties elsewhere.")
-    _assign(layer, keyword, regularizer, undo)
 
 
 def takes_activity_regularizer(layer: Any) -> bool:
@@ -131,19 +132,6 @@ def takes_activity_regularizer(layer: Any) -> bool:
         return False
     constructors = [vars(cls)["__init__"] for cls in type(layer).__mro__ if "__init__" in vars(cls)]
     return any("activity_regularizer" in inspect.signature(constructor).parameters for constructor in constructors)
-
-
-def set_activity_regularizer(layer: Any, regularizer: Any, undo: contextlib.ExitStack) -> None:
-    """Replace the regularizer of a layer's output, and drop the penalties of the old one.
-
-    The eager losses are those of the last call; the next call makes them anew.
-    """
-    for losses in (layer._losses, layer._eager_losses):
-        undo.callback(losses.__setitem__, slice(None), list(losses))
-    old = {id(loss) for loss in activity_losses(layer)}
-    layer._losses[:] = [loss for loss in layer._losses if id(loss) not in old]
-    layer._eager_losses[:] = []
-    _assign(layer, "activity_regularizer", regularizer, undo)
 
 
 def activity_losses(layer: Any) -> list[Any]:
@@ -158,49 +146,3 @@ def sample_outputs(layer: Any) -> list[Any]:
     except (AttributeError, RuntimeError, ValueError):
         return []
     return [tf.zeros([size or 1 for size in output.shape], output.dtype) for output in outputs]
-
-
-def check_enclosing_config(owner: Any, keyword: str, changed: set[int]) -> None:
-    """Raise ValueError if the config of a layer cannot hold a change of some of the layers inside it."""
-    if isinstance(owner, tf_keras.layers.MultiHeadAttention):
-        projections = {id(layer) for layer in sublayers(owner) if isinstance(layer, tf_keras.layers.EinsumDense)}
-        if not projections <= changed:
-            raise ValueError(
-                f"The config of {owner.name!r}, a MultiHeadAttention, holds one `{keyword}` for all its projections. "
-                "Expected `where` to choose all of them or none."
-            )
-
-
-def update_enclosing_config(owner: Any, keyword: str, undo: contextlib.ExitStack) -> None:
-    """Bring the config of a layer in line with the layers inside it, where it does not come from them.
-
-    A MultiHeadAttention saves one regularizer for all its projections. A Bidirectional saves the unbuilt layer that it
-    copied for both directions, and the config of a backward layer that it was given.
-    """
-    if isinstance(owner, tf_keras.layers.MultiHeadAttention):
-        projections = [layer for layer in sublayers(owner) if isinstance(layer, tf_keras.layers.EinsumDense)]
-        _assign(owner, f"_{keyword}", getattr(projections[0], keyword), undo)
-    elif isinstance(owner, tf_keras.layers.Bidirectional):
-        pairs = zip(owner.layer._flatten_layers(), owner.forward_layer._flatten_layers(), strict=False)
-        for template, layer in pairs:
-            for name in keywords(layer):
-                _assign(template, name, getattr(layer, name), undo)
-        differ = _direction_config(owner.forward_layer) != _direction_config(owner.backward_layer)
-        if differ or hasattr(owner, "_backward_layer_config"):
-            config = tf_keras.saving.serialize_keras_object(owner.backward_layer)
-            config["config"]["name"] = owner.backward_layer.name.removeprefix("backward_")
-            _assign(owner, "_backward_layer_config", config, undo)
-
-
-def _direction_config(layer: Any) -> dict[str, Any]:
-    """The config of one direction of a Bidirectional, without the entries in which the two always differ."""
-    return {key: value for key, value in layer.get_config().items() if key not in ("name", "go_backwards")}
-
-
-def _assign(obj: Any, name: str, value: Any, undo: contextlib.ExitStack) -> None:
-    """Set an attribute, and note how to take that back."""
-    if hasattr(obj, name):
-        undo.callback(setattr, obj, name, getattr(obj, name))
-    else:
-        undo.callback(delattr, obj, name)
-    setattr(obj, name, value)

@@ -1,14 +1,16 @@
 """The regularizers and penalties of a whole model."""
 
 import contextlib
+import functools
 import itertools
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tf_keras
 
-from tfk_regularizers._keras import late_import, layers, steps, tree, versions
+from tfk_regularizers._keras import late_import, layer_configs, layer_regularizers, layers, steps, tree, versions
 from tfk_regularizers._keras.compiled_loss import SplitLoss
 from tfk_regularizers._keras.tree import Node
 from tfk_regularizers._messages import short_repr
@@ -16,7 +18,6 @@ from tfk_regularizers._messages import short_repr
 _ACTIVITY = "activity_regularizer"
 
 
-@tf.autograph.experimental.do_not_convert
 def penalties(model: Any) -> dict[str, tf.Tensor]:
     """The penalty of each regularized weight of a model of either Keras, by path."""
     versions.check_is_model("`penalties`", model)
@@ -26,9 +27,9 @@ def penalties(model: Any) -> dict[str, tf.Tensor]:
     losses = []
     for node in nodes:
         _check_not_revived(node, only_with_losses=True)
-        pairs = layers.weight_losses(node.layer, model)
-        paths = tree.weight_paths(node, [variable for variable, _ in pairs])
-        losses += [(path, loss()) for path, (_, loss) in zip(paths, pairs, strict=True)]
+        of_weights = layers.weight_losses(node.layer, model)
+        paths = tree.weight_paths(node, [loss.variable for loss in of_weights])
+        losses += [(path, loss.penalty()) for path, loss in zip(paths, of_weights, strict=True)]
     return _sum_by_path(losses)
 
 
@@ -50,7 +51,9 @@ def _path_of_each_loss(model: Any) -> list[str | None]:
     """For each of the `losses` of a tf_keras model the path of the penalized weight, None if there is none."""
     found: list[str | None] = []
     for node in tree.walk(model):
-        variables = layers.penalized_variables(node.layer)
+        others = node.layer._eager_losses or node.layer._losses
+        of_weights = [loss and loss.variable for loss in map(layers.as_weight_loss, node.layer._callable_losses)]
+        variables = [None] * len(others) + of_weights
         paths = iter(tree.weight_paths(node, [variable for variable in variables if variable is not None]))
         found += [None if variable is None else next(paths) for variable in variables]
     return found
@@ -89,30 +92,28 @@ def active_regularizers(model: Any, where: Any = None) -> list[ActiveRegularizer
     return found
 
 
-def retrace(model: Any) -> list[Node]:
-    """Let a model and those inside it trace their steps anew, and log the weights penalized now; return its layers."""
-    nodes = tree.walk(model)
-    for node in nodes:
-        if isinstance(node.layer, tf_keras.Model):
-            if isinstance(node.layer.compiled_loss, SplitLoss):
-                node.layer.compiled_loss.find_weights()
-            steps.forget_traces(node.layer)
-    return nodes
+def retrace(model: Any) -> None:
+    """Let a model and those inside it trace their steps anew, and log the weights that are penalized now."""
+    for inner in (node.layer for node in tree.walk(model) if isinstance(node.layer, tf_keras.Model)):
+        if isinstance(inner.compiled_loss, SplitLoss):
+            inner.compiled_loss.find_weights()
+        steps.forget_traces(inner)
 
 
 def _check_not_revived(node: Node, only_with_losses: bool = False) -> None:
     if layers.is_revived(node.layer) and (node.layer._callable_losses or not only_with_losses):
         raise ValueError(
-            f"The layer {node.layer.name!r} was loaded from a SavedModel without its class, as graphs. "
-            "Pass the class to `load_model` in `custom_objects`, or leave the layer out, if there is a `where`."
+            f"The layer {node.layer.name!r} was loaded from a SavedModel without its class, as graphs. Pass the class "
+            f"to `load_model` in `custom_objects`{'' if only_with_losses else ', or leave the layer out by `where`'}."
         )
 
 
 class _Target(NamedTuple):
-    """A keyword of a layer, the weight it regularizes (None for the output), its paths, and the layers around."""
+    """A keyword of a layer, what is held under it, the weight (None: the output), its paths, the layers around."""
 
     layer: Any
     keyword: str
+    held: Any
     weight: Any
     paths: list[str]
     enclosing: list[Any]
@@ -125,31 +126,52 @@ def find_targets(model: Any, where: Any, keywords: list[str]) -> list[_Target]:
     chosen = tree.choose(nodes, where)
     targets = []
     for keyword in keywords:
-        found = _targets(chosen, keyword)
-        if not found:
+        if not (found := _targets(chosen, keyword)):
             raise ValueError(_no_target(model, keyword, where, nodes, chosen))
         targets += found
     return targets
 
 
-def set_on_targets(model: Any, targets: list[_Target], regularizers: dict[str, Any]) -> list[str]:
+def set_on_targets(
+    model: Any, targets: list[_Target], regularizers: dict[str, Any], was_read_in_graph: Callable[[Any], bool]
+) -> list[str]:
     """Check all regularizers, then set them; return the paths of what was changed. An error changes nothing."""
     changes = [target for target in targets if _needs_change(target, regularizers[target.keyword])]
-    enclosing = {(id(owner), target.keyword): owner for target in changes for owner in target.enclosing}
     for target in changes:
         _check_regularizer(target, regularizers[target.keyword])
-    for (_, keyword), owner in enclosing.items():
-        chosen = {id(target.layer) for target in targets if target.keyword == keyword}
-        layers.check_enclosing_config(owner, keyword, chosen)
+    nodes = tree.walk(model)
     with contextlib.ExitStack() as undo:
-        for layer, keyword, weight, _, _ in changes:
+        for layer, keyword, _, weight, _, _ in changes:
             if keyword == _ACTIVITY:
-                layers.set_activity_regularizer(layer, regularizers[keyword], undo)
+                layer_regularizers.set_activity_regularizer(layer, regularizers[keyword], undo)
             else:
-                layers.set_weight_regularizer(layer, keyword, weight, regularizers[keyword], undo)
-        for (_, keyword), owner in enclosing.items():
-            layers.update_enclosing_config(owner, keyword, undo)
-        late_import.warn_of_builtins_in(retrace(model), stacklevel=3)
+                layer_regularizers.set_weight_regularizer(layer, keyword, weight, regularizers[keyword], undo)
+        for owner in {id(owner): owner for target in changes for owner in target.enclosing}.values():
+            layer_configs.update_bidirectional(owner, undo)
+        for keyword, regularizer in regularizers.items():
+            replaced = {id(target.layer): target.held for target in changes if target.keyword == keyword}
+            update = functools.partial(layer_configs.update_config, keyword, regularizer, replaced, undo)
+            stale = [
+                layer.name for layer, is_right in [(node.layer, update(node.layer)) for node in nodes] if not is_right
+            ]
+            if stale:
+                warnings.warn(
+                    f"A saved model may get the old `{keyword}` back inside {', '.join(map(repr, stale))}, whose "
+                    "`get_config` has one of its own. Call `set_regularizers` again after loading.",
+                    stacklevel=3,
+                )
+        late_import.warn_of_builtins_in(nodes, stacklevel=3)
+        is_compiled = any(getattr(node.layer, "compiled_loss", None) for node in nodes)
+        if not is_compiled and any(
+            was_read_in_graph(target.held) for target in changes
+        ):  # by a step that `retrace` does not reach
+            warnings.warn(
+                f"A traced step of a model around {model.name!r}, or a traced `tf.function`, keeps the penalties that "
+                "were replaced. Call `set_regularizers` on the model that is trained, or `compile` it again; make "
+                "the `tf.function` again.",
+                stacklevel=3,
+            )
+        retrace(model)
         undo.pop_all()
     return [path for target in changes for path in target.paths]
 
@@ -158,30 +180,29 @@ def _targets(nodes: list[Node], keyword: str) -> list[_Target]:
     """The targets of a keyword on each of the layers."""
     targets = []
     for node in nodes:
-        layer, enclosing = node.layer, list(node.enclosing.values())
+        layer, held, enclosing = node.layer, layers.held_regularizer(node.layer, keyword), [*node.enclosing.values()]
         _check_not_revived(node)
         if keyword == _ACTIVITY:
             for owner in enclosing:  # whose graphs make the output
                 _check_not_revived(node._replace(layer=owner))
             if layers.takes_activity_regularizer(layer):
-                targets.append(_Target(layer, keyword, None, [tree.join_path(node.path, "activity")], enclosing))
-        elif not layer.built and keyword in layers.keywords(layer):
+                targets.append(_Target(layer, keyword, held, None, [tree.join_path(node.path, "activity")], enclosing))
+        elif keyword in layers.regularizer_attributes(layer) and not layers.is_built(layer):
             raise ValueError(
                 f"The layer {node.path!r} has no weights yet. Call the model on data first, or leave it out by `where`."
             )
-        elif weight := layers.regularized_weight(layer, keyword):
-            targets.append(_Target(layer, keyword, weight, tree.weight_paths(node, weight), enclosing))
+        elif weight := layers.regularized_weight(layer, keyword, enclosing):
+            targets.append(_Target(layer, keyword, held, weight, tree.weight_paths(node, weight), enclosing))
     return targets
 
 
 def _needs_change(target: _Target, regularizer: Any) -> bool:
     """Whether setting the regularizer changes anything. Removing one that is not there does not."""
-    if regularizer is not None or getattr(target.layer, target.keyword, None) is not None:
+    if regularizer is not None or target.held is not None:
         return True
     if target.keyword == _ACTIVITY:
         return bool(layers.activity_losses(target.layer))
-    penalized = {id(variable) for variable, _ in layers.weight_losses(target.layer)}
-    return any(id(variable) in penalized for variable in target.weight)
+    return any(loss.variable is one for loss in layers.weight_losses(target.layer) for one in target.weight)
 
 
 def _check_regularizer(target: _Target, regularizer: Any) -> None:
@@ -204,14 +225,10 @@ def _no_target(model: Any, keyword: str, where: Any, nodes: list[Node], chosen: 
     """The message for a keyword without a target: the keywords that have one."""
     if where is not None and not chosen:
         return f"`where` passes for no layer of the model {model.name!r}, so `{keyword}` would change nothing."
-    present = ", ".join(sorted(_present_keywords(nodes if where is None else chosen)))
+    built = [node for node in (nodes if where is None else chosen) if layers.is_built(node.layer)]
+    candidates = {_ACTIVITY}.union(*(layers.regularizer_attributes(node.layer) for node in built))
+    present = ", ".join(sorted(candidate for candidate in candidates if _targets(built, candidate)))
     return (
         f"`{keyword}` would change nothing: no layer {'' if where is None else 'that passes `where` '}in the model "
         f"{model.name!r} regularizes a weight by it. Expected one of: {present or 'none, without weights'}."
     )
-
-
-def _present_keywords(nodes: list[Node]) -> set[str]:
-    """All keywords that have a target on one of the layers."""
-    candidates = {_ACTIVITY}.union(*(layers.keywords(node.layer) for node in nodes))
-    return {keyword for keyword in candidates if _targets([node for node in nodes if node.layer.built], keyword)}

@@ -40,7 +40,7 @@ def walk(model: Any) -> list[Node]:
 
 
 def choose(nodes: Iterable[Node], where: Callable[[Any], Any] | None) -> list[Node]:
-    """The layers for which `where` returns true, or for a layer around them."""
+    """The layers that pass `where`, and those inside layers that pass it."""
     passes = {id(node.layer): where is None or bool(where(node.layer)) for node in nodes}
     return [node for node in nodes if passes[id(node.layer)] or any(passes[owner] for owner in node.enclosing)]
 
@@ -74,7 +74,7 @@ def deduplicate_path(path: str, taken: set[str]) -> str:
 
 def check_built(model: Any) -> None:
     """Raise ValueError if a model has no weights yet."""
-    if not model.built:
-        raise ValueError(
-            f"The model {model.name!r} has no weights yet. Call `model.build(input_shape)` or the model on data first."
-        )
+    if not layers.is_built(model):
+        has_call = type(model).call not in [base.call for base in versions.model_bases()]
+        how = "Call it on a batch of data" if has_call else "Its class has no `call`: train it for a step"
+        raise ValueError(f"The model {model.name!r} has no weights yet. {how} first.")

@@ -29,7 +29,7 @@ def regularizer_bases() -> tuple[type, ...]:
     return (tf_keras.regularizers.Regularizer, *([keras.regularizers.Regularizer] if keras else []))
 
 
-def model_bases() -> tuple[type, ...]:
+def model_bases() -> tuple[Any, ...]:
     """The base classes of models: tf_keras's, and Keras 3's if it was imported."""
     keras = keras3()
     return (tf_keras.Model, *([keras.Model] if keras else []))

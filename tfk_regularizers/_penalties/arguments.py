@@ -1,8 +1,6 @@
 """The arguments of a penalty as attributes: checked whenever they are set, and read at each call."""
 
-import contextlib
 import math
-import operator
 import warnings
 from collections.abc import Callable
 from typing import Any, Generic, Literal, Protocol, SupportsFloat, TypeAlias, TypeVar, overload
@@ -150,6 +148,12 @@ def saved_value(penalty: Any, name: str, value: Any) -> Any:
     return number
 
 
+def was_read_in_graph(regularizer: Any) -> bool:
+    """Whether a graph has read an argument of a penalty, or of a term of a sum."""
+    terms = getattr(regularizer, "regularizers", [regularizer])
+    return any(READ_IN_GRAPH in getattr(term, "__dict__", {}) for term in terms)
+
+
 def check_mode(value: Any) -> Any:
     """The mode, if it is "rows" or "columns"."""
     if not isinstance(value, str) or value not in ("rows", "columns"):
@@ -166,7 +170,6 @@ def check_bool(argument: str, value: Any) -> bool:
 
 def check_sample_size(value: Any) -> int:
     """The sample size, if it is an integer of at least 2."""
-    with contextlib.suppress(TypeError):  # an array may have an `__index__` that fails
-        if operator.index(value) >= 2:
-            return operator.index(value)
+    if isinstance(value, (int, np.integer)) and value >= 2:
+        return int(value)
     raise invalid_argument("sample_size", "an integer of at least 2", value)

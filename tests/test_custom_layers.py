@@ -1,0 +1,250 @@
+"""Layers of other people's: weights that are not called as their keyword, wrappers, layers with layers inside."""
+
+import warnings
+
+import pytest
+import tensorflow as tf
+import tf_keras
+from tf_keras import layers
+
+import tfk_regularizers as tfk
+from tfk_regularizers import L1, L2, penalties, set_regularizers
+
+
+def by_path(model):
+    return {path: float(value) for path, value in penalties(model).items()}
+
+
+@tf_keras.saving.register_keras_serializable("tests")
+class Gate(layers.Layer):
+    """One keyword for two weights, and another for a weight of another name, which is kept with an underscore."""
+
+    def __init__(self, gate_regularizer=None, shift_regularizer=None, **kwargs):
+        super().__init__(**kwargs)
+        self.gate_regularizer = tf_keras.regularizers.get(gate_regularizer)
+        self._shift_regularizer = tf_keras.regularizers.get(shift_regularizer)
+
+    def build(self, shape):
+        make = lambda name, regularizer: self.add_weight(  # noqa: E731
+            name=name, shape=(shape[-1],), initializer="ones", regularizer=regularizer
+        )
+        self.left, self.right = make("gate_left", self.gate_regularizer), make("gate_right", self.gate_regularizer)
+        self.offset = make("b", self._shift_regularizer)
+        self.gate_mean = self.add_weight(name="gate_mean", shape=(3,), trainable=False, initializer="ones")
+
+    def call(self, inputs):
+        return inputs * self.left + self.right + self.offset
+
+    def get_config(self):
+        config = {"gate_regularizer": self.gate_regularizer, "shift_regularizer": self._shift_regularizer}
+        serialize = tf_keras.regularizers.serialize
+        return {**super().get_config(), **{name: serialize(value) for name, value in config.items()}}
+
+
+def gated(**regularizers):
+    model = tf_keras.Sequential([Gate(name="gate", **regularizers)])
+    model.build((None, 3))
+    return model
+
+
+@pytest.mark.parametrize("regularizer", [L2(1.0), L1(1.0) + L2(1.0), None], ids=str)
+def test_one_keyword_of_two_weights(regularizer):
+    model = gated(gate_regularizer="l2")
+    both = ["gate/gate_left", "gate/gate_right"]
+    for value in (regularizer, L2(2.0), None):
+        assert set_regularizers(model, gate_regularizer=value) == both
+        assert by_path(model) == ({} if value is None else dict.fromkeys(both, float(value(tf.ones([3])))))
+
+
+def test_attribute_with_an_underscore_and_weight_of_another_name():
+    model = gated(shift_regularizer="l2")
+    assert set_regularizers(model, shift_regularizer=L2(2.0)) == ["gate/b"]
+    assert by_path(model) == {"gate/b": 6.0}
+    assert set_regularizers(model, shift_regularizer=None) == ["gate/b"]
+    with pytest.raises(ValueError, match=r"`shift_regularizer` would change nothing: .*one of: .*gate_regularizer"):
+        set_regularizers(model, shift_regularizer="l2")  # neither penalized nor called so
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_weights_that_share_an_instance_are_told_apart_by_their_names(shared):
+    one = L2(1.0)
+    dense = layers.Dense(2, kernel_regularizer=one, bias_regularizer=one if shared else L2(1.0), name="dense")
+    model = tf_keras.Sequential([dense])
+    model.build((None, 3))
+    assert set_regularizers(model, bias_regularizer=L1(1.0)) == ["dense/bias"]
+    assert set_regularizers(model, kernel_regularizer=None) == ["dense/kernel"]
+    assert list(by_path(model)) == ["dense/bias"]
+
+
+@tf_keras.saving.register_keras_serializable("tests")
+class Doubled(layers.Wrapper):
+    """As wrappers that quantize do it: the variable is the wrapper's, and the layer has a tensor."""
+
+    def build(self, shape):
+        self.layer.build(shape)
+        self.kernel = self.layer.kernel
+        self.layer._trainable_weights.remove(self.kernel)
+        self._trainable_weights.append(self.kernel)
+
+    def call(self, inputs):
+        self.layer.kernel = 2.0 * self.kernel
+        return self.layer(inputs)
+
+
+@pytest.mark.parametrize("regularizer", ["l2", None])
+def test_variable_that_a_wrapper_has_taken(regularizer):
+    inner = layers.Dense(2, kernel_initializer="ones", kernel_regularizer=regularizer, name="inner")
+    model = tf_keras.Sequential([Doubled(inner, name="doubled")])
+    model(tf.ones([1, 3]))
+    assert not isinstance(inner.kernel, tf.Variable)
+    for value, expected in ((L2(1.0), 6.0), (L1(0.5), 3.0)):
+        assert set_regularizers(model, kernel_regularizer=value) == ["doubled/inner/kernel"]
+        assert by_path(model) == {"doubled/inner/kernel": expected}
+    assert set_regularizers(model, kernel_regularizer=None) == ["doubled/inner/kernel"]
+    assert model.losses == []
+
+
+class Block(layers.Layer):
+    """Two Dense layers with one regularizer, which the block's config holds."""
+
+    def __init__(self, kernel_regularizer=None, **kwargs):
+        super().__init__(**kwargs)
+        self._kernel_regularizer = tf_keras.regularizers.get(kernel_regularizer)
+
+    def build(self, shape):
+        make = lambda name: layers.Dense(3, "tanh", kernel_regularizer=self._kernel_regularizer, name=name)  # noqa: E731
+        self.first, self.second = make("first"), make("second")
+
+    def call(self, inputs):
+        return self.second(self.first(inputs))
+
+    def get_config(self):
+        held = tf_keras.regularizers.serialize(self._kernel_regularizer)
+        return {**super().get_config(), "kernel_regularizer": held}
+
+
+class Copied(Block):
+    """One that keeps its arguments in a dict."""
+
+    def __init__(self, kernel_regularizer=None, **kwargs):
+        super().__init__(kernel_regularizer, **kwargs)
+        self.arguments = {"kernel_regularizer": tf_keras.regularizers.serialize(self._kernel_regularizer)}
+
+    def get_config(self):
+        return {**super().get_config(), **self.arguments}
+
+
+class Half(Block):
+    """One that regularizes the second layer by itself."""
+
+    def build(self, shape):
+        super().build(shape)
+        self.second = layers.Dense(3, "tanh", kernel_regularizer=L1(0.5), name="second")
+
+
+class Outer(Block):
+    """A block in a block."""
+
+    def build(self, shape):
+        self.first = Block(self._kernel_regularizer, name="inner")
+        self.second = layers.Dense(3, name="second", kernel_regularizer=self._kernel_regularizer)
+
+
+class Ignoring(Block):
+    """A block that regularizes nothing by its argument."""
+
+    def build(self, shape):
+        self.first, self.second = (layers.Dense(3, name=name) for name in ("first", "second"))
+
+
+def block(cls, regularizer):
+    model = tf_keras.Sequential([tf_keras.Input((4,)), cls(regularizer, name="block"), layers.Dense(1, name="head")])
+    model(tf.ones([1, 4]))
+    return model
+
+
+def reloaded(model, path):
+    with warnings.catch_warnings():  # that .h5 is the old format
+        warnings.simplefilter("ignore")
+        model.save(path)
+    custom = {cls.__name__: cls for cls in (Block, Copied, Half, Outer, Ignoring)}
+    loaded = tf_keras.models.load_model(path, custom_objects=custom)
+    loaded(tf.ones([1, 4]))
+    return loaded
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("new", [L2(1.0), None], ids=["set", "removed"])
+@pytest.mark.parametrize("old", [L2(0.01), "l2"], ids=["instance", "string"])
+@pytest.mark.parametrize("cls", [Block, Outer])
+def test_config_of_a_layer_around_follows(cls, old, new, suffix, tmp_path):
+    model = block(cls, old)
+    set_regularizers(model, kernel_regularizer=new)
+    loaded = reloaded(model, tmp_path / f"model{suffix}")
+    assert by_path(loaded) == pytest.approx(by_path(model))
+    assert len(by_path(loaded)) == (0 if new is None else {Block: 3, Outer: 4}[cls])
+
+
+@pytest.mark.parametrize(
+    ("cls", "where"),
+    [(Copied, None), (Half, None), (Block, "first"), (Outer, "inner")],
+    ids=["kept elsewhere", "two regularizers", "one layer of two", "a block of two"],
+)
+def test_warns_of_a_config_that_does_not_follow(cls, where, tmp_path):
+    model = block(cls, L2(0.01))
+    before = by_path(model)
+    choose = None if where is None else lambda layer: layer.name == where
+    with pytest.warns(UserWarning, match=r"may get the old `kernel_regularizer` back inside 'block', whose") as caught:
+        set_regularizers(model, kernel_regularizer=L2(1.0), where=choose)
+    assert caught[0].filename == __file__
+    loaded = by_path(reloaded(model, tmp_path / "model.keras"))
+    assert {path: value for path, value in loaded.items() if "head" not in path} == pytest.approx(before)
+
+
+@pytest.mark.parametrize(("cls", "after_loading"), [(Block, 3), (Ignoring, 1)])
+def test_warns_where_there_was_none(cls, after_loading, tmp_path):
+    """The layer may have passed it on, or not: its config follows, in case it has."""
+    model = block(cls, None)
+    with pytest.warns(UserWarning, match="may get the old `kernel_regularizer` back inside 'block', whose"):
+        set_regularizers(model, kernel_regularizer=L2(1.0))
+    loaded = reloaded(model, tmp_path / "model.keras")
+    assert len(by_path(model)) == 3
+    assert len(by_path(loaded)) == after_loading
+
+
+def test_a_layer_whose_config_cannot_be_written_is_no_obstacle():
+    class Unsaved(Block):
+        def get_config(self):
+            raise NotImplementedError
+
+    model = block(Unsaved, "l2")
+    assert len(set_regularizers(model, kernel_regularizer="l1")) == 3
+
+
+def test_part_of_an_attention_layer():
+    """Its config holds one regularizer for all its projections."""
+    x = tf_keras.Input((5, 4))
+    model = tf_keras.Model(x, layers.MultiHeadAttention(2, 2, name="attention")(x, x))
+    with pytest.warns(UserWarning, match="may get the old `kernel_regularizer` back inside 'attention', whose"):
+        set_regularizers(model, kernel_regularizer="l2", where=lambda layer: layer.name == "query")
+    assert list(by_path(model)) == ["attention/query/kernel"]
+    set_regularizers(model, kernel_regularizer=L2(1.0))
+    assert model.layers[1].get_config()["kernel_regularizer"]["config"] == {"l2": 1.0}
+
+
+def test_schedule_of_a_part_of_the_layers_that_share_an_instance():
+    model = tf_keras.Sequential([layers.Dense(2, name="a"), layers.Dense(1, name="b")])
+    model.build((None, 3))
+    model.compile("sgd", "mse")
+    set_regularizers(model, kernel_regularizer=L2(0.5))
+
+    def where(layer):
+        return layer.name == "a"
+
+    scheduler = tfk.RegularizationScheduler(lambda epoch: 0.1, where=where)
+    with pytest.raises(ValueError, match="both have the same instance of L2") as raised:
+        model.fit(tf.ones([2, 3]), tf.ones([2, 1]), verbose=0, callbacks=[scheduler])
+    assert "`set_regularizers(model, kernel_regularizer=L2(l2=0.5), where=...)`" in str(raised.value)
+    set_regularizers(model, kernel_regularizer=L2(0.5), where=where)
+    model.fit(tf.ones([2, 3]), tf.ones([2, 1]), verbose=0, callbacks=[scheduler])
+    assert [float(layer.kernel_regularizer.l2) for layer in model.layers] == [0.1, 0.5]
