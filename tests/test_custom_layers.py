@@ -76,6 +76,30 @@ def test_weights_that_share_an_instance_are_told_apart_by_their_names(shared):
     assert list(by_path(model)) == ["dense/bias"]
 
 
+class Lin(layers.Layer):
+    """A layer whose weights are not called as their keywords."""
+
+    def __init__(self, kernel_regularizer=None, bias_regularizer=None, **kwargs):
+        super().__init__(**kwargs)
+        self.kernel_regularizer, self.bias_regularizer = kernel_regularizer, bias_regularizer
+
+    def build(self, shape):
+        self.w = self.add_weight("w", (shape[-1],), initializer="ones", regularizer=self.kernel_regularizer)
+        self.b = self.add_weight("b", (shape[-1],), initializer="ones", regularizer=self.bias_regularizer)
+
+    def call(self, inputs):
+        return inputs * self.w + self.b
+
+
+def test_weights_of_other_names_that_share_an_instance_are_not_mixed_up():
+    one = L2(1.0)
+    model = tf_keras.Sequential([Lin(one, one, name="lin")])
+    model.build((None, 3))
+    with pytest.raises(ValueError, match="`kernel_regularizer` would change nothing"):
+        set_regularizers(model, kernel_regularizer=L1(5.0))
+    assert by_path(model) == {"lin/w": 3.0, "lin/b": 3.0}
+
+
 @tf_keras.saving.register_keras_serializable("tests")
 class Doubled(layers.Wrapper):
     """As wrappers that quantize do it: the variable is the wrapper's, and the layer has a tensor."""
@@ -157,6 +181,39 @@ class Ignoring(Block):
         self.first, self.second = (layers.Dense(3, name=name) for name in ("first", "second"))
 
 
+class Both(Block):
+    """One that passes its regularizer on to another keyword as well."""
+
+    def build(self, shape):
+        self.first = layers.Dense(3, kernel_regularizer=self._kernel_regularizer, name="first")
+        self.second = layers.SimpleRNN(3, recurrent_regularizer=self._kernel_regularizer, name="second")
+
+    def call(self, inputs):
+        return self.second(self.first(inputs)[:, tf.newaxis])
+
+
+class Own(Block):
+    """One with a kernel of its own, and layers inside that are not regularized."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight("kernel", (4, 3), initializer="ones", regularizer=self._kernel_regularizer)
+        self.second = layers.Dense(3, name="second")
+
+    def call(self, inputs):
+        return self.second(inputs @ self.kernel)
+
+
+class Auto(tf_keras.Model):
+    """A model whose config Keras makes, of the arguments."""
+
+    def __init__(self, kernel_regularizer=None, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(3, kernel_regularizer=kernel_regularizer, name="dense")
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
 def block(cls, regularizer):
     model = tf_keras.Sequential([tf_keras.Input((4,)), cls(regularizer, name="block"), layers.Dense(1, name="head")])
     model(tf.ones([1, 4]))
@@ -167,7 +224,7 @@ def reloaded(model, path):
     with warnings.catch_warnings():  # that .h5 is the old format
         warnings.simplefilter("ignore")
         model.save(path)
-    custom = {cls.__name__: cls for cls in (Block, Copied, Half, Outer, Ignoring)}
+    custom = {cls.__name__: cls for cls in (Block, Copied, Half, Outer, Ignoring, Both, Own, Auto)}
     loaded = tf_keras.models.load_model(path, custom_objects=custom)
     loaded(tf.ones([1, 4]))
     return loaded
@@ -187,18 +244,28 @@ def test_config_of_a_layer_around_follows(cls, old, new, suffix, tmp_path):
 
 @pytest.mark.parametrize(
     ("cls", "where"),
-    [(Copied, None), (Half, None), (Block, "first"), (Outer, "inner")],
-    ids=["kept elsewhere", "two regularizers", "one layer of two", "a block of two"],
+    [(Copied, None), (Half, None), (Both, None), (Own, None), (Auto, None), (Block, "first"), (Outer, "inner")],
+    ids=[
+        "kept elsewhere",
+        "two",
+        "two keywords",
+        "a weight of its own",
+        "a model",
+        "one layer of two",
+        "one block of two",
+    ],
 )
 def test_warns_of_a_config_that_does_not_follow(cls, where, tmp_path):
-    model = block(cls, L2(0.01))
+    model = block(cls, "l2" if cls is Auto else L2(0.01))
     before = by_path(model)
     choose = None if where is None else lambda layer: layer.name == where
     with pytest.warns(UserWarning, match=r"may get the old `kernel_regularizer` back inside 'block', whose") as caught:
         set_regularizers(model, kernel_regularizer=L2(1.0), where=choose)
     assert caught[0].filename == __file__
     loaded = by_path(reloaded(model, tmp_path / "model.keras"))
-    assert {path: value for path, value in loaded.items() if "head" not in path} == pytest.approx(before)
+    assert loaded != pytest.approx(by_path(model))
+    if cls is not Own:  # whose own weight is saved
+        assert {path: value for path, value in loaded.items() if "head" not in path} == pytest.approx(before)
 
 
 @pytest.mark.parametrize(("cls", "after_loading"), [(Block, 3), (Ignoring, 1)])
@@ -210,6 +277,40 @@ def test_warns_where_there_was_none(cls, after_loading, tmp_path):
     loaded = reloaded(model, tmp_path / "model.keras")
     assert len(by_path(model)) == 3
     assert len(by_path(loaded)) == after_loading
+
+
+def test_warns_if_layers_inside_are_set_one_after_the_other():
+    model = block(Block, L2(0.01))
+    for name in ("first", "second"):
+        with pytest.warns(UserWarning, match="may get the old `kernel_regularizer` back inside 'block', whose"):
+            set_regularizers(model, kernel_regularizer=L1(len(name)), where=lambda layer, name=name: layer.name == name)
+
+
+class Plain(tf_keras.regularizers.Regularizer):
+    """One that no name stands for."""
+
+    def __call__(self, x):
+        return tf.reduce_sum(x * x)
+
+    def get_config(self):
+        return {}
+
+
+def squares(x):
+    return tf.reduce_sum(x * x)
+
+
+@pytest.mark.parametrize("regularizer", [Plain(), squares, L2(1.0) + Plain()], ids=["class", "function", "sum"])
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [(lambda: layers.Dense(2), (1, 4)), (lambda: layers.LSTM(2), (1, 2, 4)), (lambda: Block(Plain()), (1, 4))],
+    ids=["dense", "lstm", "block"],
+)
+def test_regularizers_that_are_not_registered(make, shape, regularizer):
+    model = tf_keras.Sequential([make()])
+    model(tf.ones(shape))
+    paths = set_regularizers(model, kernel_regularizer=regularizer)
+    assert list(by_path(model)) == paths
 
 
 def test_a_layer_whose_config_cannot_be_written_is_no_obstacle():

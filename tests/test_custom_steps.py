@@ -87,9 +87,11 @@ def test_model_without_weights_is_told_what_to_do(model, what_to_do):
 def test_layer_inside_that_has_no_weights_yet():
     model = distiller()
     loss_of_fit(model)
-    model.unused = layers.Dense(3, name="unused")
+    model.unused = layers.Dense(3, kernel_regularizer="l2", name="unused")
     with pytest.raises(ValueError, match="layer 'unused' has no weights yet"):
         tfk.set_regularizers(model, kernel_regularizer="l2")
+    with pytest.raises(ValueError, match="layer 'unused' has no weights yet"):
+        tfk.penalties(model)
     chosen = tfk.set_regularizers(model, kernel_regularizer="l2", where=lambda layer: layer.name == "hidden")
     assert chosen == ["student/hidden/kernel"]
 

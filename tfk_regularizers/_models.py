@@ -23,13 +23,14 @@ def set_regularizers(
 
     `model.losses` is right at once: no rebuild, no reload, weights and optimizer state untouched. The next `fit` of
     `model` trains with the change, even if its step was traced before. A step of a compiled model around `model`, or a
-    `tf.function` of your own, that was traced before keeps the old penalties: call this on the model that is trained. A
-    warning says so where a penalty of this package is replaced; Keras leaves no sign where there was none.
+    `tf.function` of your own, that was traced before keeps the old penalties: call this on the model that is trained.
+    If `model` is not compiled itself, a warning says so where a penalty of this package is replaced. Where there was no
+    penalty, Keras leaves no sign of a trace.
 
     Saving to `.keras`, `.h5` or a SavedModel carries the change for Sequential and Functional models of tf_keras
-    layers; a subclassed model or layer carries what its own `get_config` carries. If that has a regularizer of its own
-    under the same keyword, it follows where it is the one that was replaced in all layers inside. Otherwise a warning
-    names the layer.
+    layers; a subclassed model or layer carries what its own `get_config` carries. If that has a regularizer under the
+    same keyword, which the layer has passed on to layers inside it, it follows. A warning names the layer where this is
+    not certain.
 
     Each keyword names an attribute of layers, as Keras's constructors do, and changes the weights that the layer
     penalizes by it; if there are none yet, the weight of that name (`kernel`, or those whose names begin with

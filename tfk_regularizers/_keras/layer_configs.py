@@ -1,48 +1,53 @@
 """Keep the configs of layers in line with the regularizers of the layers inside them."""
 
 import contextlib
+import warnings
 from typing import Any
 
 import tf_keras
 
+from tfk_regularizers._keras import layers
 from tfk_regularizers._keras.layer_regularizers import assign
-from tfk_regularizers._keras.layers import held_regularizer, regularized_weight, regularizer_attributes
-from tfk_regularizers._keras.tree import walk
+from tfk_regularizers._keras.tree import Node, walk
 
 
-def update_config(
-    keyword: str, regularizer: Any, replaced: dict[int, Any], undo: contextlib.ExitStack, owner: Any
-) -> bool:
-    """Give a layer the regularizer of the layers inside it, if it has passed its own on to them.
+def update_configs(
+    nodes: list[Node], keyword: str, regularizer: Any, replaced: dict[int, Any], undo: contextlib.ExitStack
+) -> list[str]:
+    """Give layers the new regularizer of the layers inside them, where they passed their own on.
 
-    It has, if it holds what was replaced, and no other layer inside still holds that. `replaced` has the old
-    regularizers of the layers that were changed, by id. Return False if the config may still have the old one.
+    `replaced` has the old regularizers of the layers that were changed, by id. Return the names of those whose configs
+    may still have an old one.
     """
-    inside = [node.layer for node in walk(owner)]
+    updated = [(node.layer, _update_config(node.layer, keyword, regularizer, replaced, undo)) for node in nodes]
+    return [layer.name for layer, is_right in updated if not is_right]
+
+
+def _update_config(owner: Any, keyword: str, new: Any, replaced: dict[int, Any], undo: contextlib.ExitStack) -> bool:
+    """Do so for one layer. Return whether its config has the new regularizer, if it has one.
+
+    A layer passed its regularizer on if that is the instance that was replaced, everywhere inside. Keras's own do.
+    """
+    keywords, inside = layers.regularizer_attributes(owner), [node.layer for node in walk(owner)[1:]]
     changed = [layer for layer in inside if id(layer) in replaced]
-    is_model_of_keras = isinstance(owner, tf_keras.Model) and type(owner).get_config.__module__.startswith("tf_keras.")
-    if not changed or is_model_of_keras:  # whose config has those of its layers
+    is_of_keras, is_certain = type(owner).__module__.startswith("tf_keras."), True
+    if not layers.constructor_takes(owner, keyword) or not (changed or (id(owner) in replaced and not is_of_keras)):
         return True
-    attribute, is_certain = regularizer_attributes(owner).get(keyword), True
-    if attribute and id(owner) not in replaced and keyword != "activity_regularizer":  # which is that of its own output
-        old, passes_on = getattr(owner, attribute), isinstance(owner, tf_keras.layers.MultiHeadAttention)
-        others = [layer for layer in inside if id(layer) not in replaced and regularized_weight(layer, keyword)]
-        was_passed_on = passes_on or all(_are_equal(old, replaced[id(layer)]) for layer in changed)
-        if was_passed_on and not any(_are_equal(old, held_regularizer(layer, keyword)) for layer in others):
-            assign(owner, attribute, regularizer, undo)
-            is_certain = passes_on or old is not None  # None may have been there without being passed on
-    config: dict[str, Any] = {}
-    with contextlib.suppress(Exception):  # otherwise it cannot be saved
-        config = owner.get_config()
-    return keyword not in config or (is_certain and _are_equal(config[keyword], regularizer))
-
-
-def _are_equal(*regularizers: Any) -> bool:
-    """Whether two regularizers, strings or configs have the same config."""
-    get, serialize = tf_keras.regularizers.get, tf_keras.regularizers.serialize
-    one, other = (get(each) if isinstance(each, (str, dict)) else each for each in regularizers)
-    have_configs = all(hasattr(each, "get_config") for each in (one, other))
-    return one is other or (have_configs and serialize(one) == serialize(other))
+    if changed and keyword in keywords and keyword != "activity_regularizer":  # which is that of its own output
+        old = replaced.get(id(owner), getattr(owner, keywords[keyword]))
+        others = [layer for layer in inside if id(layer) not in replaced and layers.regularized_weight(layer, keyword)]
+        names = [(layer, name) for layer in inside for name in layers.regularizer_attributes(layer) if name != keyword]
+        signs = [replaced[id(layer)] is old for layer in changed]
+        signs += [layers.held_regularizer(layer, name) is not old for layer, name in names]
+        is_certain = not others and (is_of_keras or (old is not None and all(signs)))
+        if is_certain or (old is None and not others):  # of None nothing tells whether it was passed on
+            assign(owner, keywords[keyword], new, undo)
+    with contextlib.suppress(Exception), warnings.catch_warnings():  # those of saving come when it is saved
+        warnings.simplefilter("ignore")
+        serialize, config = tf_keras.regularizers.serialize, owner.get_config()
+        written = [new, serialize(new), serialize(new, use_legacy_format=True)]
+        return keyword not in config or (is_certain and config[keyword] in written)
+    return True
 
 
 def update_bidirectional(owner: Any, undo: contextlib.ExitStack) -> None:
@@ -53,7 +58,7 @@ def update_bidirectional(owner: Any, undo: contextlib.ExitStack) -> None:
     if not isinstance(owner, tf_keras.layers.Bidirectional):
         return
     for template, layer in zip(owner.layer._flatten_layers(), owner.forward_layer._flatten_layers(), strict=False):
-        for name in regularizer_attributes(layer).values():
+        for name in layers.regularizer_attributes(layer).values():
             assign(template, name, getattr(layer, name), undo)
     differ = _direction_config(owner.forward_layer) != _direction_config(owner.backward_layer)
     if differ or hasattr(owner, "_backward_layer_config"):

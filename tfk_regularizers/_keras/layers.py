@@ -59,15 +59,16 @@ def regularized_weight(layer: Any, keyword: str, enclosing: Iterable[Any] = ()) 
     keywords = regularizer_attributes(layer)
     if keyword not in keywords:
         return []
-    named = {other: _weight_called(other.removesuffix("_regularizer"), layer, enclosing) for other in keywords}
-    others = {id(variable) for other in keywords if other != keyword for variable in named[other]}
-    regularizer = held_regularizer(layer, keyword)  # which several weights may share
-    penalized = [loss.variable for loss in weight_losses(layer) if loss.regularizer is regularizer]
-    return [variable for variable in penalized if id(variable) not in others] or named[keyword]
+    regularizer, named = held_regularizer(layer, keyword), _weight_called(keyword, layer, enclosing)
+    others = [held_regularizer(layer, other) for other in keywords if other not in (keyword, "activity_regularizer")]
+    if any(other is regularizer for other in others):  # then the name alone tells which weight is meant
+        return named
+    return [loss.variable for loss in weight_losses(layer) if loss.regularizer is regularizer] or named
 
 
-def _weight_called(name: str, layer: Any, enclosing: Iterable[Any]) -> list[Any]:
-    """The variables of the attribute `name` or `name_kernel`, otherwise the weights of such names."""
+def _weight_called(keyword: str, layer: Any, enclosing: Iterable[Any]) -> list[Any]:
+    """The variables of the attribute `X` or `X_kernel` for `X_regularizer`, otherwise the weights of such names."""
+    name = keyword.removesuffix("_regularizer")
     for attribute in (name, f"{name}_kernel"):
         weight: Any = getattr(layer, attribute, None)
         if is_sharded(weight) or isinstance(weight, tf.Variable):
@@ -124,14 +125,14 @@ def active_regularizers(layer: Any) -> list[tuple[Any, Any]]:
 
 
 def takes_activity_regularizer(layer: Any) -> bool:
-    """Whether the constructor names an activity regularizer: these layers write it to their config.
+    """Whether a layer takes an activity regularizer by name, and saves it. An EinsumDense drops it."""
+    return constructor_takes(layer, "activity_regularizer") and not isinstance(layer, tf_keras.layers.EinsumDense)
 
-    An EinsumDense names it and drops it.
-    """
-    if isinstance(layer, tf_keras.layers.EinsumDense):
-        return False
+
+def constructor_takes(layer: Any, keyword: str) -> bool:
+    """Whether the constructor of a layer, or of a base class, names an argument."""
     constructors = [vars(cls)["__init__"] for cls in type(layer).__mro__ if "__init__" in vars(cls)]
-    return any("activity_regularizer" in inspect.signature(constructor).parameters for constructor in constructors)
+    return any(keyword in inspect.signature(constructor).parameters for constructor in constructors)
 
 
 def activity_losses(layer: Any) -> list[Any]:

@@ -1,7 +1,6 @@
 """The regularizers and penalties of a whole model."""
 
 import contextlib
-import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterable
@@ -27,6 +26,8 @@ def penalties(model: Any) -> dict[str, tf.Tensor]:
     losses = []
     for node in nodes:
         _check_not_revived(node, only_with_losses=True)
+        if not (model.built or layers.is_built(node.layer)) and layers.active_regularizers(node.layer):
+            raise ValueError(f"The layer {node.path!r} has no weights yet. Call the model on data first.")
         of_weights = layers.weight_losses(node.layer, model)
         paths = tree.weight_paths(node, [loss.variable for loss in of_weights])
         losses += [(path, loss.penalty()) for path, loss in zip(paths, of_weights, strict=True)]
@@ -150,21 +151,15 @@ def set_on_targets(
             layer_configs.update_bidirectional(owner, undo)
         for keyword, regularizer in regularizers.items():
             replaced = {id(target.layer): target.held for target in changes if target.keyword == keyword}
-            update = functools.partial(layer_configs.update_config, keyword, regularizer, replaced, undo)
-            stale = [
-                layer.name for layer, is_right in [(node.layer, update(node.layer)) for node in nodes] if not is_right
-            ]
-            if stale:
+            if stale := layer_configs.update_configs(nodes, keyword, regularizer, replaced, undo):
                 warnings.warn(
                     f"A saved model may get the old `{keyword}` back inside {', '.join(map(repr, stale))}, whose "
                     "`get_config` has one of its own. Call `set_regularizers` again after loading.",
                     stacklevel=3,
                 )
         late_import.warn_of_builtins_in(nodes, stacklevel=3)
-        is_compiled = any(getattr(node.layer, "compiled_loss", None) for node in nodes)
-        if not is_compiled and any(
-            was_read_in_graph(target.held) for target in changes
-        ):  # by a step that `retrace` does not reach
+        is_traced = any(was_read_in_graph(target.held) for target in changes if target.keyword != _ACTIVITY)
+        if is_traced and not any(getattr(node.layer, "compiled_loss", None) for node in nodes):  # not by its own step
             warnings.warn(
                 f"A traced step of a model around {model.name!r}, or a traced `tf.function`, keeps the penalties that "
                 "were replaced. Call `set_regularizers` on the model that is trained, or `compile` it again; make "
