@@ -559,8 +559,8 @@ MEANINGS = {
     "of the differences. Noise is the half width of the 95 % interval of the difference between the two. ~ marks two "
     "that differ by less, and there is no quotient where the built-in adds less.",
     "first": "Seconds of the first step, tracing and compilation included, and the peak memory of the steps after it "
-    "beside what the process held before training. Medians of processes in turn: three for the ResNet50, the encoder "
-    "and the 30 shapes without `jit_compile`, otherwise one.",
+    "beside what the process held before training. Medians of three processes in turn; one for the embedding and under "
+    "`jit_compile=True`.",
     "speed": "Times faster than the built-in, and in brackets the percentage of what this machine can do at the rates "
     "above: for orthogonality of n rows of d elements 0.5 n² d multiply-adds for the value and 1.5 n² d with the "
     "gradient, for the others one pass over memory for the value and three with the gradient. What fits into a cache "
