@@ -159,3 +159,82 @@ def test_log_penalties_shows_what_to_write_in_a_step_that_adds_the_losses_itself
     history = logged.fit(X, Y, batch_size=8, verbose=0).history
     assert history["penalty"] == [pytest.approx(0.12)]
     assert history["loss"][0] - history["penalty"][0] == pytest.approx(36.0)
+
+
+def dense(units, inputs, **arguments):
+    return tf_keras.Sequential([layers.Dense(units, input_shape=(inputs,), name="dense", **arguments)])
+
+
+class Gan(tf_keras.Model):
+    """Two optimizers, and a loss for each of the two models inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator, self.discriminator = dense(6, 2, kernel_regularizer="l2"), dense(1, 6, kernel_regularizer="l1")
+        self.parts = {"generator": self.generator, "discriminator": self.discriminator}
+
+    def compile(self):
+        super().compile()
+        self.optimizers = [tf_keras.optimizers.SGD(0.1) for _ in range(2)]
+
+    def train_step(self, data):
+        noise, losses = tf.ones([8, 2]), {}
+        for optimizer, (name, part) in zip(self.optimizers, self.parts.items(), strict=True):
+            with tf.GradientTape() as tape:
+                real, fake = self.discriminator(data[0]), self.discriminator(self.generator(noise))
+                sign = 1.0 if name == "discriminator" else -1.0
+                losses[name] = sign * tf.reduce_mean(fake - real) + tf.add_n(part.losses or [0.0])
+            gradients = tape.gradient(losses[name], part.trainable_variables)
+            optimizer.apply_gradients(zip(gradients, part.trainable_variables, strict=True))
+        return losses
+
+
+class Vae(tf_keras.Model):
+    """Trackers of its own, and a divergence beside the error of reconstruction."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = {"encoder": dense(4, 6, kernel_regularizer="l2"), "decoder": dense(6, 2, kernel_regularizer="l1")}
+        self.tracker = tf_keras.metrics.Mean(name="loss")
+
+    @property
+    def metrics(self):
+        return [self.tracker]
+
+    def train_step(self, data):
+        x = data[0]
+        with tf.GradientTape() as tape:
+            mean, log_variance = tf.split(self.parts["encoder"](x), 2, 1)
+            z = mean + tf.exp(0.5 * log_variance) * tf.random.stateless_normal(tf.shape(mean), [1, 2])
+            divergence = -0.5 * tf.reduce_mean(1 + log_variance - mean**2 - tf.exp(log_variance))
+            loss = tf.reduce_mean((self.parts["decoder"](z) - x) ** 2) + divergence + tf.add_n(self.losses or [0.0])
+        self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
+        self.tracker.update_state(loss)
+        return {"loss": self.tracker.result()}
+
+
+@pytest.mark.parametrize("cls", [Gan, Vae])
+def test_models_of_the_guides(cls, tmp_path):
+    tf_keras.utils.set_random_seed(0)
+    model = cls()
+    model.compile() if cls is Gan else model.compile("sgd")
+    model.fit(X, Y, verbose=0)
+    paths = list(tfk.penalties(model))
+    assert len(paths) == 2
+    for regularizer in (tfk.L1(0.5) + tfk.GroupLasso(0.1), tfk.L2(100.0)):
+        assert tfk.set_regularizers(model, kernel_regularizer=regularizer) == paths
+        expected = float(sum(model.losses))
+        assert expected == pytest.approx(sum(map(float, tfk.penalties(model).values())))
+    history = model.fit(X, Y, batch_size=8, verbose=0).history
+    assert sum(history[name][0] for name in history) > 0.5 * expected  # the step has traced the new ones
+    assert float(sum(model.losses)) != expected  # and trained with them
+    model.fit(X, Y, epochs=2, verbose=0, callbacks=[tfk.RegularizationScheduler(lambda epoch: 0.1 * (1 + epoch))])
+    for name, part in model.parts.items():
+        for suffix in (".keras", ""):
+            part.save(tmp_path / f"{name}{suffix}")
+            loaded = tf_keras.models.load_model(tmp_path / f"{name}{suffix}")
+            assert loaded.layers[-1].kernel_regularizer.get_config() == {"l2": 0.2}
+            assert float(sum(loaded.losses)) == pytest.approx(float(sum(part.losses)))
+    assert tfk.set_regularizers(model, kernel_regularizer=None) == paths
+    model.fit(X, Y, verbose=0)
+    assert model.losses == []

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, overload
 import tf_keras
 from tf_keras.regularizers import Regularizer
 
-from tfk_regularizers._keras import late_import, registry, versions
+from tfk_regularizers._keras import builtin_warnings, registry, versions
 from tfk_regularizers._messages import short_repr
 from tfk_regularizers._penalties import KERAS_PENALTIES, NEW_PENALTIES, SHORT_NAMES, l1_l2
 
@@ -64,9 +64,9 @@ def get(identifier: Any) -> Any:
         kind, name = "class" if is_class else "function", identifier.__name__
         raise ValueError(f"Expected a regularizer. Received: the {kind} {name}; did you mean `{name}()`?")
     if callable(identifier):
-        if builtin := late_import.builtin_class(identifier):
+        if builtin := builtin_warnings.builtin_class(identifier):
             found = f"{builtin.__name__} is the built-in regularizer of tf_keras"
-            late_import.warn(found, stacklevel=4)  # the line that makes a Dense layer
+            builtin_warnings.warn(found, stacklevel=4)  # the line that makes a Dense layer
         return identifier
     several = " For several on one weight write `L2() + OrthogonalRegularizer()`."
     raise ValueError(

@@ -77,7 +77,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
     ) -> None:
         super().__init__()
         steps.keep_logs_as_tensors(self)
-        self._schedule_of = _kind_of_schedule(schedule)
+        self._schedule_kind = _kind_of_schedule(schedule)
         if factor is not None and not isinstance(factor, str):
             raise invalid_argument("factor", 'the name of a factor, such as "l1", or None', factor)
         check_where(where)
@@ -94,8 +94,8 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
         active = active_regularizers(self.model, self.where)
         self._name, self._penalties = _find_penalties(self.model, active, self.factor, self.where)
         self._make_variables(active)
-        self._values_differ = self._schedule_of == "factor" and len({*self._factors().values()}) > 1
-        self._steps_before = self._iterations() if self._schedule_of == "step" else 0
+        self._values_differ = self._schedule_kind == "factor" and len({*self._factors().values()}) > 1
+        self._steps_before = self._iterations() if self._schedule_kind == "step" else 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch = epoch
@@ -107,7 +107,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
             steps.print_message(f"\nEpoch {epoch + 1}: RegularizationScheduler setting {text}.")
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        if self._schedule_of == "step":
+        if self._schedule_kind == "step":
             self._assign()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -151,16 +151,16 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
 
     def _assign(self) -> dict[str, float]:
         """Assign what the schedule gives now, after checking all of it."""
-        if self._schedule_of == "factor":
-            scheduled = {path: self._scheduled(self._epoch, factor) for path, factor in self._factors().items()}
+        if self._schedule_kind == "factor":
+            scheduled = {path: self._evaluate_schedule(self._epoch, factor) for path, factor in self._factors().items()}
         else:
-            now = self._iterations() - self._steps_before if self._schedule_of == "step" else self._epoch
-            scheduled = dict.fromkeys(self._penalties, self._scheduled(now))
+            now = self._iterations() - self._steps_before if self._schedule_kind == "step" else self._epoch
+            scheduled = dict.fromkeys(self._penalties, self._evaluate_schedule(now))
         for path, value in scheduled.items():
             getattr(self._penalties[path], self._name).assign(value)
         return scheduled
 
-    def _scheduled(self, *arguments: Any) -> float:
+    def _evaluate_schedule(self, *arguments: Any) -> float:
         """What the schedule returns, as a finite number."""
         given = self.schedule(*arguments)
         try:

@@ -27,7 +27,7 @@ class SplitLoss:
 
     def __init__(self, model: Any, find_paths: Callable[..., Any], penalties_by_path: Callable[..., Any]) -> None:
         self._model, self.previous, self.has_ended = model, model.compiled_loss, False
-        self._losses: Any = self.previous._losses if isinstance(self.previous, SplitLoss) else self.previous
+        self._container: Any = self.previous._container if isinstance(self.previous, SplitLoss) else self.previous
         self._find_paths, self._penalties_by_path = find_paths, penalties_by_path
         self._means: dict[str, _Part] = {}
         self.find_weights()
@@ -44,14 +44,14 @@ class SplitLoss:
             raise ValueError(f"`log_penalties` cannot log {taken}: a metric, an output or a weight has that name.")
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_losses":  # while a copy is made, which has no attributes yet
+        if name == "_container":  # while a copy is made, which has no attributes yet
             raise AttributeError(name)
-        return getattr(self._losses, name)
+        return getattr(self._container, name)
 
     @property
     def metrics(self) -> list[Any]:
         """Those of the compiled loss and of the parts; none before the first step."""
-        metrics = self._losses.metrics
+        metrics = self._container.metrics
         others = [*metrics, *self._model.compiled_metrics.metrics]
         others += [metric for layer in self._model._flatten_layers() for metric in layer._metrics]
         self._check_names([metric.name for metric in others if metric.name in self._means])
@@ -60,21 +60,21 @@ class SplitLoss:
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None, regularization_losses: Any = None) -> Any:
         if not regularization_losses and self._model.losses:
             raise ValueError(_bypassed(self._model, "a call without `regularization_losses`"))
-        if not self._losses.built:
-            self._losses.build(y_pred)
+        if not self._container.built:
+            self._container.build(y_pred)
         penalties = _common_dtype(regularization_losses or [])
         penalty = tf.add_n(penalties) if penalties else tf.constant(0.0)
 
         def update_state(data_loss: Any, sample_weight: Any = None) -> None:  # the weight is the size of the batch
             data_loss, added = _common_dtype([data_loss, penalty])
-            self._losses._total_loss_mean.update_state(data_loss + added, sample_weight=sample_weight)
+            self._container._total_loss_mean.update_state(data_loss + added, sample_weight=sample_weight)
             values = {"data_loss": data_loss, "penalty": added}
             if len(self._means) > len(PARTS):
                 values |= self._penalties_by_path(self._model, regularization_losses or [])
             for name, mean in self._means.items():
                 mean.add(values.get(name, 0.0), sample_weight=sample_weight)
 
-        losses = copy.copy(self._losses)  # for this call only, because replicas run in threads
+        losses = copy.copy(self._container)  # for this call only, because replicas run in threads
         losses._total_loss_mean = SimpleNamespace(update_state=update_state)
         # A penalty of zero gives the data loss its dtype, and its mean an update where there is no other loss.
         loss = losses(y_true, y_pred, sample_weight, [tf.zeros_like(penalty)] if penalties else None)

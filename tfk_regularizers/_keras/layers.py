@@ -140,7 +140,7 @@ def activity_losses(layer: Any) -> list[Any]:
     return [loss for loss in layer._losses if re.search(r"ActivityRegularizer(_\d+)?/", loss.name)]
 
 
-def sample_outputs(layer: Any) -> list[Any]:
+def zero_outputs(layer: Any) -> list[Any]:
     """Zeros of the shapes of a layer's outputs, for a batch of one; none if only a call tells the shapes."""
     try:
         outputs = tf.nest.flatten(layer.get_output_at(0))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tf_keras
 
-from tfk_regularizers._keras import late_import, layer_configs, layer_regularizers, layers, steps, tree, versions
+from tfk_regularizers._keras import builtin_warnings, layer_configs, layer_regularizers, layers, steps, tree, versions
 from tfk_regularizers._keras.compiled_loss import SplitLoss
 from tfk_regularizers._keras.tree import Node
 from tfk_regularizers._messages import short_repr
@@ -22,7 +22,7 @@ def penalties(model: Any) -> dict[str, tf.Tensor]:
     versions.check_is_model("`penalties`", model)
     tree.check_built(model)
     nodes = tree.walk(model)
-    late_import.warn_of_builtins_in(nodes, stacklevel=4)  # AutoGraph's wrapper is one of the frames
+    builtin_warnings.warn_of_builtins_in(nodes, stacklevel=4)  # AutoGraph's wrapper is one of the frames
     losses = []
     for node in nodes:
         _check_not_revived(node, only_with_losses=True)
@@ -157,7 +157,7 @@ def set_on_targets(
                     "`get_config` has one of its own. Call `set_regularizers` again after loading.",
                     stacklevel=3,
                 )
-        late_import.warn_of_builtins_in(nodes, stacklevel=3)
+        builtin_warnings.warn_of_builtins_in(nodes, stacklevel=3)
         is_traced = any(was_read_in_graph(target.held) for target in changes if target.keyword != _ACTIVITY)
         if is_traced and not any(getattr(node.layer, "compiled_loss", None) for node in nodes):  # not by its own step
             warnings.warn(
@@ -204,7 +204,7 @@ def _check_regularizer(target: _Target, regularizer: Any) -> None:
     """Raise ValueError unless the regularizer returns a scalar for what it is set on, as far as shapes are known."""
     if regularizer is None:
         return
-    tensors = target.weight if target.weight is not None else layers.sample_outputs(target.layer)
+    tensors = target.weight if target.weight is not None else layers.zero_outputs(target.layer)
     for path, tensor in zip(itertools.cycle(target.paths), tensors):
         place = f"{short_repr(regularizer)} cannot be the `{target.keyword}` of {path!r}, of shape {tensor.shape}"
         try:

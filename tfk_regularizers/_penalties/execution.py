@@ -47,8 +47,8 @@ def choose_kernel(x):
     return Kernel.XLA_CLUSTER if is_worthwhile else Kernel.CUSTOM_GRADIENT
 
 
-def supports_blocking(x):
-    """Whether loops over blocks and their custom gradients work: on tensors, and not in forward mode."""
+def supports_custom_gradients(x):
+    """Whether custom gradients, and loops over blocks, work: on tensors, and not in forward mode."""
     return isinstance(x, tf.Tensor) and not has_tangent(x)
 
 

@@ -26,7 +26,7 @@ def lengths(x, axis):
     The gradient is the slice divided by its length, and 0 for a slice of zeros. It reads the lengths as they are
     returned, through which it can be differentiated again.
     """
-    if not execution.supports_blocking(x):  # forward mode would lose the custom gradient
+    if not execution.supports_custom_gradients(x):  # forward mode would lose the custom gradient
         return _differentiable_lengths(promote_half(x), axis)
     returned = []
 

@@ -127,7 +127,7 @@ class OrthogonalRegularizer(Penalty):
 
 def mean_absolute_cosine(x):
     """Mean over the unordered pairs i < j of |⟨x̂ᵢ, x̂ⱼ⟩|, x̂ the L2-normalized rows of the matrix x; 0 without a pair."""
-    if not execution.supports_blocking(x):  # by operations that forward mode follows at any shape
+    if not execution.supports_custom_gradients(x):  # by operations that forward mode follows at any shape
         u, *_ = _normalize(x)
         gram = tf.matmul(u, u, transpose_b=True)
         cosines = tf.reduce_sum(tf.abs(gram - gram * tf.eye(size(gram, 0), dtype=gram.dtype)))

@@ -112,7 +112,7 @@ def squared_gram_distance(shards, vector_axis, diagonal):
         return distance_by(1)
     if isinstance(rows, int) and isinstance(columns, int):
         return distance_by(int(rows > columns))
-    if is_compiled_by_xla() or not execution.supports_blocking(shards[0]):  # neither differentiates this `tf.cond`
+    if is_compiled_by_xla() or not execution.supports_custom_gradients(shards[0]):  # no gradient of `tf.cond`
         return distance_by(vector_axis)
     return tf.cond(rows <= columns, lambda: distance_by(0), lambda: distance_by(1))
 
