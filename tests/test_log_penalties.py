@@ -89,7 +89,7 @@ def assert_close(history, expected, names=None):
 
 
 def assert_same_training(model, history, plain, plain_history):
-    for name in plain_history:  # to the rounding of a sum: TensorFlow's optimizer orders it by what else reads its terms
+    for name in plain_history:  # to the rounding of a sum, whose order depends on what else reads its terms
         np.testing.assert_allclose(history[name], plain_history[name], rtol=2**-22, err_msg=name)
     for ours, theirs in zip(model.get_weights(), plain.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
