@@ -232,3 +232,14 @@ def test_process_with_another_backend(run_python, backend):
     first, *errors, last = run_python("-c", OTHER, KERAS_BACKEND=backend, TF_CPP_MIN_LOG_LEVEL="3").splitlines()
     assert (first, last, len(errors)) == (backend, "3.0", 7)
     assert all(f"Keras 3 runs on its '{backend}' backend" in error for error in errors)
+
+
+def test_penalties_of_a_model_whose_own_call_never_runs():
+    model = keras.Model()
+    model.made = keras.Sequential([keras.layers.Dense(2, kernel_regularizer=tfk.L2(0.5), kernel_initializer="ones")])
+    model.made.build((None, 3))
+    model.plain = keras.layers.Dense(1)
+    assert list(map(float, tfk.penalties(model).values())) == [3.0]
+    model.waiting = keras.layers.Dense(1, kernel_regularizer="l2", name="waiting")
+    with pytest.raises(ValueError, match="layer 'waiting' has no weights yet"):
+        tfk.penalties(model)

@@ -19,27 +19,28 @@ def update_configs(
     `replaced` has the old regularizers of the layers that were changed, by id. Return the names of those whose configs
     may still have an old one.
     """
-    updated = [(node.layer, _update_config(node.layer, keyword, regularizer, replaced, undo)) for node in nodes]
-    return [layer.name for layer, is_right in updated if not is_right]
+    owners = [node.layer for node in nodes if layers.constructor_takes(node.layer, keyword)]
+    updated = [(owner.name, _update_config(owner, keyword, regularizer, replaced, undo)) for owner in owners]
+    return [name for name, is_right in updated if not is_right]
 
 
 def _update_config(owner: Any, keyword: str, new: Any, replaced: dict[int, Any], undo: contextlib.ExitStack) -> bool:
-    """Do so for one layer. Return whether its config has the new regularizer, if it has one.
+    """Update one layer. Return whether its config certainly has the new regularizer, if it has one at all.
 
     A layer passed its regularizer on if that is the instance that was replaced, everywhere inside. Keras's own do.
     """
     keywords, inside = layers.regularizer_attributes(owner), [node.layer for node in walk(owner)[1:]]
     changed = [layer for layer in inside if id(layer) in replaced]
     is_of_keras, is_certain = type(owner).__module__.startswith("tf_keras."), True
-    if not layers.constructor_takes(owner, keyword) or not (changed or (id(owner) in replaced and not is_of_keras)):
+    if not changed and (is_of_keras or id(owner) not in replaced):
         return True
     if changed and keyword in keywords and keyword != "activity_regularizer":  # which is that of its own output
         old = replaced.get(id(owner), getattr(owner, keywords[keyword]))
         others = [layer for layer in inside if id(layer) not in replaced and layers.regularized_weight(layer, keyword)]
         names = [(layer, name) for layer in inside for name in layers.regularizer_attributes(layer) if name != keyword]
-        signs = [replaced[id(layer)] is old for layer in changed]
-        signs += [layers.held_regularizer(layer, name) is not old for layer, name in names]
-        is_certain = not others and (is_of_keras or (old is not None and all(signs)))
+        passed_on = [replaced[id(layer)] is old for layer in changed]
+        passed_on += [layers.held_regularizer(layer, name) is not old for layer, name in names]
+        is_certain = not others and (is_of_keras or (old is not None and all(passed_on)))
         if is_certain or (old is None and not others):  # of None nothing tells whether it was passed on
             assign(owner, keywords[keyword], new, undo)
     with contextlib.suppress(Exception), warnings.catch_warnings():  # those of saving come when it is saved

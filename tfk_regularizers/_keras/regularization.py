@@ -26,7 +26,9 @@ def penalties(model: Any) -> dict[str, tf.Tensor]:
     losses = []
     for node in nodes:
         _check_not_revived(node, only_with_losses=True)
-        if not (model.built or layers.is_built(node.layer)) and layers.active_regularizers(node.layer):
+        keywords = layers.regularizer_attributes(node.layer).keys() - {_ACTIVITY}
+        is_regularized = any(layers.held_regularizer(node.layer, keyword) is not None for keyword in keywords)
+        if is_regularized and not (model.built or layers.is_built(node.layer)):
             raise ValueError(f"The layer {node.path!r} has no weights yet. Call the model on data first.")
         of_weights = layers.weight_losses(node.layer, model)
         paths = tree.weight_paths(node, [loss.variable for loss in of_weights])
