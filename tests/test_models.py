@@ -415,12 +415,12 @@ class TestFailure:
         model = built(make)
         set_regularizers(model, kernel_regularizer="l1", activity_regularizer="l2")
         before = state(model)
-        monkeypatch.setattr(_keras.steps, "forget_traces", mock.Mock(side_effect=KeyboardInterrupt))
+        monkeypatch.setattr(_keras.keras2, "retrace", mock.Mock(side_effect=KeyboardInterrupt))
         for regularizer in (L1(tf.Variable(0.5, trainable=False)), None):
             with pytest.raises(KeyboardInterrupt):
                 set_regularizers(model, kernel_regularizer=regularizer, activity_regularizer=regularizer)
             assert state(model) == before
-        monkeypatch.setattr(_keras.layers, "as_weight_loss", lambda loss: None)
+        monkeypatch.setattr(_keras.keras2.layers, "as_weight_loss", lambda loss: None)
         with pytest.raises(RuntimeError, match="supports tf-keras 2"):
             set_regularizers(model, kernel_regularizer="l2")
         assert state(model) == before

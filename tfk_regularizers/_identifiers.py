@@ -9,7 +9,8 @@ from typing import Any, TypeVar, overload
 import tf_keras
 from tf_keras.regularizers import Regularizer
 
-from tfk_regularizers._keras import builtin_warnings, registry, versions
+from tfk_regularizers._keras import builtin_warnings, versions
+from tfk_regularizers._keras.keras2 import registry
 from tfk_regularizers._messages import short_repr
 from tfk_regularizers._penalties import KERAS_PENALTIES, NEW_PENALTIES, SHORT_NAMES, l1_l2
 

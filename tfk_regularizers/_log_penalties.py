@@ -5,8 +5,8 @@ from typing import Any
 
 import tf_keras
 
-from tfk_regularizers._keras import compiled_loss, tree, versions
-from tfk_regularizers._keras.regularization import penalized_paths, penalties_among
+from tfk_regularizers._keras import tree, versions
+from tfk_regularizers._keras.hosts import checked_host
 from tfk_regularizers._penalties.arguments import check_bool
 
 
@@ -68,16 +68,12 @@ def log_penalties(model: tf_keras.Model, per_weight: bool = False) -> PenaltyLog
     >>> model.evaluate(x, y, verbose=0, return_dict=True)
     {'loss': 5.0, 'data_loss': 4.0, 'penalty': 1.0, 'head/kernel': 1.0}
     """
-    versions.check_is_of_tf_keras("`log_penalties`", model)
+    host = checked_host(model, "`log_penalties`")
     versions.check_tensorflow_2("`log_penalties`")
     if check_bool("per_weight", per_weight):
         tree.check_built(model)
-    if model.compiled_loss is None:
-        raise ValueError(f"The model {model.name!r} is not compiled. Call `model.compile` before `log_penalties`.")
-    compiled_loss.check_steps(model)
-    split = compiled_loss.split_loss(model, penalized_paths if per_weight else lambda model: [], penalties_among)
     log = PenaltyLog()
-    log.callback(compiled_loss.join_loss, model, split)
+    log.callback(host.join_loss, model, host.split_loss(model, per_weight))
     return log
 
 

@@ -9,6 +9,7 @@ import tf_keras
 
 from tfk_regularizers._identifiers import get
 from tfk_regularizers._keras import regularization, versions
+from tfk_regularizers._keras.hosts import checked_host
 from tfk_regularizers._messages import invalid_argument
 from tfk_regularizers._penalties.arguments import was_read_in_graph
 from tfk_regularizers._penalties.base import without_autograph
@@ -85,14 +86,13 @@ def set_regularizers(
     >>> model.losses
     []
     """
-    versions.check_is_of_tf_keras("`set_regularizers`", model)
+    host = checked_host(model, "`set_regularizers`")
     versions.check_tensorflow_2("`set_regularizers`")
     check_where(where)
     if not regularizers:
         raise ValueError("`set_regularizers` needs at least one keyword, such as `kernel_regularizer`.")
-    targets = regularization.find_targets(model, where, list(regularizers))
     values = {keyword: get(value) for keyword, value in regularizers.items()}
-    return regularization.set_on_targets(model, targets, values, was_read_in_graph)
+    return regularization.set_regularizers(host, model, where, values, was_read_in_graph)
 
 
 @without_autograph
@@ -157,7 +157,7 @@ def penalties(model: Any) -> dict[str, tf.Tensor]:
 
 def check_where(where: Any) -> None:
     """Raise ValueError unless `where` is a function or None."""
-    is_layer = isinstance(where, tf_keras.layers.Layer)
+    is_layer = isinstance(where, versions.layer_bases())
     if where is not None and (not callable(where) or inspect.isclass(where) or is_layer):
         such_as = f"layer.name == {where.name!r}" if is_layer else "isinstance(layer, Dense)"
         raise invalid_argument("where", f"a function of a layer, such as `lambda layer: {such_as}`, or None", where)

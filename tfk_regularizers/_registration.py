@@ -5,7 +5,8 @@ from typing import Any
 import tf_keras
 
 from tfk_regularizers._identifiers import deserialize, get, serialize
-from tfk_regularizers._keras import registry, versions
+from tfk_regularizers._keras import versions
+from tfk_regularizers._keras.keras2 import registry
 from tfk_regularizers._penalties import KERAS_PENALTIES, NEW_PENALTIES, l1_l2
 
 PACKAGE = "tfk_regularizers"

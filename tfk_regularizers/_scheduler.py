@@ -8,7 +8,9 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from tfk_regularizers._keras import layer_configs, steps, tree, versions
+from tfk_regularizers._keras import tree, versions
+from tfk_regularizers._keras.hosts import checked_host, host_of
+from tfk_regularizers._keras.keras2.steps import keep_logs_as_tensors
 from tfk_regularizers._keras.regularization import ActiveRegularizer, active_regularizers, retrace
 from tfk_regularizers._messages import invalid_argument, short_repr
 from tfk_regularizers._models import check_where
@@ -76,7 +78,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
         verbose: int = 0,
     ) -> None:
         super().__init__()
-        steps.keep_logs_as_tensors(self)
+        keep_logs_as_tensors(self)
         self._schedule_kind = _kind_of_schedule(schedule)
         if factor is not None and not isinstance(factor, str):
             raise invalid_argument("factor", 'the name of a factor, such as "l1", or None', factor)
@@ -86,12 +88,12 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
         self._penalties: dict[str, Penalty] = {}
 
     def set_model(self, model: Any) -> None:
-        versions.check_is_of_tf_keras("RegularizationScheduler", model)
+        checked_host(model, "RegularizationScheduler")
         super().set_model(model)
 
     def on_train_begin(self, logs: Any = None) -> None:
         versions.check_tensorflow_2("RegularizationScheduler")
-        active = active_regularizers(self.model, self.where)
+        active = active_regularizers(host_of(self.model), self.model, self.where)
         self._name, self._penalties = _find_penalties(self.model, active, self.factor, self.where)
         self._make_variables(active)
         self._values_differ = self._schedule_kind == "factor" and len({*self._factors().values()}) > 1
@@ -104,7 +106,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
         if self.verbose > 0:
             shown = values if self._values_differ else {self._name: next(iter(values.values()))}
             text = ", ".join(f"{name} to {value}" for name, value in shown.items())
-            steps.print_message(f"\nEpoch {epoch + 1}: RegularizationScheduler setting {text}.")
+            host_of(self.model).print_message(f"\nEpoch {epoch + 1}: RegularizationScheduler setting {text}.")
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if self._schedule_kind == "step":
@@ -122,7 +124,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
         numbers = [penalty for penalty in self._penalties.values() if not is_factor_variable(vars(penalty)[self._name])]
         if not numbers:
             return
-        retrace(self.model)
+        retrace(host_of(self.model), self.model)
         dtypes = {id(term): one.layer.variable_dtype for one in active for term in _terms(one.regularizer)}
         with self.model.distribute_strategy.scope():
             for penalty in numbers:
@@ -140,10 +142,10 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
     def _update_configs(self) -> None:
         """Update the configs of Bidirectional layers, which hold copies of the numbers."""
         for node in tree.walk(self.model):
-            layer_configs.update_bidirectional(node.layer, contextlib.ExitStack())
+            host_of(self.model).update_bidirectional(node.layer, contextlib.ExitStack())
 
     def _iterations(self) -> int:
-        return int(tf_keras.backend.get_value(self.model.optimizer.iterations))
+        return host_of(self.model).iterations(self.model)
 
     def _factors(self) -> dict[str, float]:
         """The current factors, by path."""

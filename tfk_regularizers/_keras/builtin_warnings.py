@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from tfk_regularizers._keras import registry
+from tfk_regularizers._keras.keras2 import registry
 from tfk_regularizers._keras.layers import regularizer_attributes
 
 

@@ -4,10 +4,9 @@ import contextlib
 import warnings
 from typing import Any
 
-import tf_keras
-
 from tfk_regularizers._keras import layers
-from tfk_regularizers._keras.layer_regularizers import assign
+from tfk_regularizers._keras.hosts import host_of
+from tfk_regularizers._keras.targets import ACTIVITY, regularized_weight
 from tfk_regularizers._keras.tree import Node, walk
 
 
@@ -29,45 +28,23 @@ def _update_config(owner: Any, keyword: str, new: Any, replaced: dict[int, Any],
 
     A layer passed its regularizer on if that is the instance that was replaced, everywhere inside. Keras's own do.
     """
-    keywords, inside = layers.regularizer_attributes(owner), [node.layer for node in walk(owner)[1:]]
+    host, keywords = host_of(owner), layers.regularizer_attributes(owner)
+    inside = [node.layer for node in walk(owner)[1:]]
     changed = [layer for layer in inside if id(layer) in replaced]
-    is_of_keras, is_certain = type(owner).__module__.startswith("tf_keras."), True
+    is_of_keras, is_certain = host.is_of_keras(owner), True
     if not changed and (is_of_keras or id(owner) not in replaced):
         return True
-    if changed and keyword in keywords and keyword != "activity_regularizer":  # which is that of its own output
+    if changed and keyword in keywords and keyword != ACTIVITY:  # which is that of its own output
         old = replaced.get(id(owner), getattr(owner, keywords[keyword]))
-        others = [layer for layer in inside if id(layer) not in replaced and layers.regularized_weight(layer, keyword)]
+        others = [layer for layer in inside if id(layer) not in replaced and regularized_weight(host, layer, keyword)]
         names = [(layer, name) for layer in inside for name in layers.regularizer_attributes(layer) if name != keyword]
         passed_on = [replaced[id(layer)] is old for layer in changed]
         passed_on += [layers.held_regularizer(layer, name) is not old for layer, name in names]
         is_certain = not others and (is_of_keras or (old is not None and all(passed_on)))
         if is_certain or (old is None and not others):  # of None nothing tells whether it was passed on
-            assign(owner, keywords[keyword], new, undo)
+            layers.assign(owner, keywords[keyword], new, undo)
     with contextlib.suppress(Exception), warnings.catch_warnings():  # those of saving come when it is saved
         warnings.simplefilter("ignore")
-        serialize, config = tf_keras.regularizers.serialize, owner.get_config()
-        written = [new, serialize(new), serialize(new, use_legacy_format=True)]
-        return keyword not in config or (is_certain and config[keyword] in written)
+        config = owner.get_config()
+        return keyword not in config or (is_certain and config[keyword] in (new, *host.configs_of(new)))
     return True
-
-
-def update_bidirectional(owner: Any, undo: contextlib.ExitStack) -> None:
-    """Bring the config of a Bidirectional in line with its two layers.
-
-    It saves the unbuilt layer that it copied for both directions, and the config of a backward layer that it was given.
-    """
-    if not isinstance(owner, tf_keras.layers.Bidirectional):
-        return
-    for template, layer in zip(owner.layer._flatten_layers(), owner.forward_layer._flatten_layers(), strict=False):
-        for name in layers.regularizer_attributes(layer).values():
-            assign(template, name, getattr(layer, name), undo)
-    differ = _direction_config(owner.forward_layer) != _direction_config(owner.backward_layer)
-    if differ or hasattr(owner, "_backward_layer_config"):
-        config = tf_keras.saving.serialize_keras_object(owner.backward_layer)
-        config["config"]["name"] = owner.backward_layer.name.removeprefix("backward_")
-        assign(owner, "_backward_layer_config", config, undo)
-
-
-def _direction_config(layer: Any) -> dict[str, Any]:
-    """The config of one direction of a Bidirectional, without the entries in which the two always differ."""
-    return {key: value for key, value in layer.get_config().items() if key not in ("name", "go_backwards")}

@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import tensorflow as tf
+
 from tfk_regularizers._keras import layers, versions
 
 
@@ -39,6 +41,11 @@ def walk(model: Any) -> list[Node]:
     return list(nodes.values())
 
 
+def models_among(nodes: Iterable[Node]) -> list[Any]:
+    """The models among layers."""
+    return [node.layer for node in nodes if isinstance(node.layer, versions.model_bases())]
+
+
 def choose(nodes: Iterable[Node], where: Callable[[Any], Any] | None) -> list[Node]:
     """The layers that pass `where`, and those inside layers that pass it."""
     passes = {id(node.layer): where is None or bool(where(node.layer)) for node in nodes}
@@ -62,6 +69,14 @@ def _own_name(variable: Any) -> str:
 def join_path(path: str, name: str) -> str:
     """A path and a name, joined by a slash."""
     return f"{path}/{name}" if path else name
+
+
+def sum_by_path(losses: Iterable[tuple[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
+    """The sums of the losses of each path."""
+    values: dict[str, tf.Tensor] = {}
+    for path, loss in losses:
+        values[path] = values[path] + loss if path in values else loss
+    return values
 
 
 def deduplicate_path(path: str, taken: set[str]) -> str:

@@ -12,4 +12,5 @@ def without_autocast(variable: Any) -> Any:
 
 def is_building_model() -> bool:
     """Whether Keras calls layers to build a Functional model or to infer shapes: nothing of that graph ever runs."""
-    return getattr(tf.compat.v1.get_default_graph(), "name", "").endswith(("keras_graph", "_scratch_graph"))
+    name = getattr(tf.compat.v1.get_default_graph(), "name", "")
+    return name.endswith("keras_graph") or "scratch_graph" in name

@@ -8,8 +8,6 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from tfk_regularizers._messages import short_repr
-
 SUPPORTED = f"tf-keras 2.16 to 2.22. Received: tf-keras {tf_keras.__version__}"
 
 with contextlib.suppress(ImportError, AttributeError):
@@ -35,20 +33,10 @@ def model_bases() -> tuple[Any, ...]:
     return (tf_keras.Model, *([keras.Model] if keras else []))
 
 
-def check_is_model(name: str, model: Any) -> None:
-    """Raise TypeError, for the function or class of a name, unless this is a model of tf_keras or Keras 3."""
-    if not isinstance(model, model_bases()):
-        raise TypeError(f"{name} is for Keras models. Received: {short_repr(model)} of type {type(model)}")
-
-
-def check_is_of_tf_keras(name: str, model: Any) -> None:
-    """Raise TypeError, for the function or class of a name, unless this is a model of tf_keras."""
-    check_is_model(name, model)
-    if not isinstance(model, tf_keras.Model):
-        raise TypeError(
-            f"{name} is for models of tf_keras. Received: {short_repr(model)} of type {type(model)}, of Keras 3. "
-            "Make the model with `tf_keras`, or set TF_USE_LEGACY_KERAS=1 before TensorFlow is imported."
-        )
+def layer_bases() -> tuple[Any, ...]:
+    """The base classes of layers: tf_keras's, and Keras 3's if it was imported."""
+    keras = keras3()
+    return (tf_keras.layers.Layer, *([keras.layers.Layer] if keras else []))
 
 
 def check_tensorflow_2(name: str) -> None:

@@ -15,6 +15,11 @@ def forget_traces(model: Any) -> None:
                 setattr(model, name, getattr(model, f"make_{name}")())
 
 
+def iterations(model: Any) -> int:
+    """The steps that the optimizer of a model has taken."""
+    return int(tf_keras.backend.get_value(model.optimizer.iterations))
+
+
 def keep_logs_as_tensors(callback: Any) -> None:
     """Let Keras hand a callback the logs of a batch as tensors. It would wait for each step to make them numbers."""
     callback._supports_tf_logs = True

@@ -3,14 +3,17 @@
 import copy
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import CodeType, SimpleNamespace
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
-from tfk_regularizers._keras.steps import forget_traces
+from tfk_regularizers._keras import tree
+from tfk_regularizers._keras.keras2.layers import as_weight_loss
+from tfk_regularizers._keras.keras2.steps import forget_traces
+from tfk_regularizers._keras.layers import WeightLoss
 from tfk_regularizers._tensorflow_internals import is_writing_saved_model
 
 PARTS = ("data_loss", "penalty")
@@ -21,21 +24,20 @@ class SplitLoss:
     """The compiled loss of a model, with a metric for the data loss, for the penalty and for each of some weights.
 
     `model.metrics` contains the metrics of the compiled loss, so Keras itself resets, averages, logs and returns them.
-    `find_paths(model)` returns the paths of those weights, `penalties_by_path(model, model.losses)` their penalties.
     Other attributes are forwarded to the compiled loss.
     """
 
-    def __init__(self, model: Any, find_paths: Callable[..., Any], penalties_by_path: Callable[..., Any]) -> None:
+    def __init__(self, model: Any, per_weight: bool) -> None:
         self._model, self.previous, self.has_ended = model, model.compiled_loss, False
         self._container: Any = self.previous._container if isinstance(self.previous, SplitLoss) else self.previous
-        self._find_paths, self._penalties_by_path = find_paths, penalties_by_path
+        self._per_weight = per_weight
         self._means: dict[str, _Part] = {}
         self.find_weights()
 
     def find_weights(self) -> None:
         """Make a metric for each weight that is penalized now, and drop those of others."""
         with self._model.distribute_strategy.scope():
-            names = (*PARTS, *self._find_paths(self._model))
+            names = (*PARTS, *(_penalized_paths(self._model) if self._per_weight else ()))
             self._check_names([name for name in PARTS if names.count(name) > 1])
             self._means = {name: self._means.get(name) or _Part(name) for name in names}
 
@@ -70,7 +72,7 @@ class SplitLoss:
             self._container._total_loss_mean.update_state(data_loss + added, sample_weight=sample_weight)
             values = {"data_loss": data_loss, "penalty": added}
             if len(self._means) > len(PARTS):
-                values |= self._penalties_by_path(self._model, regularization_losses or [])
+                values |= _penalties_by_path(self._model, regularization_losses or [])
             for name, mean in self._means.items():
                 mean.add(values.get(name, 0.0), sample_weight=sample_weight)
 
@@ -95,9 +97,12 @@ class _Part:
         """Does nothing: a `train_step` may update all of `self.metrics` with labels and predictions."""
 
 
-def split_loss(model: Any, find_paths: Callable[..., Any], penalties_by_path: Callable[..., Any]) -> SplitLoss:
+def split_loss(model: Any, per_weight: bool) -> SplitLoss:
     """Put a split loss in the place of a model's compiled loss. The steps are traced anew."""
-    split = SplitLoss(model, find_paths, penalties_by_path)
+    if model.compiled_loss is None:
+        raise ValueError(f"The model {model.name!r} is not compiled. Call `model.compile` before `log_penalties`.")
+    _check_steps(model)
+    split = SplitLoss(model, per_weight)
     model.compiled_loss = split
     forget_traces(model)
     return split
@@ -111,7 +116,44 @@ def join_loss(model: Any, split: SplitLoss) -> None:
     forget_traces(model)
 
 
-def check_steps(model: Any) -> None:
+def retrace(model: Any) -> None:
+    """Let a model trace its steps anew, and log the weights that are penalized now."""
+    if isinstance(model.compiled_loss, SplitLoss):
+        model.compiled_loss.find_weights()
+    forget_traces(model)
+
+
+def is_compiled(model: Any) -> bool:
+    """Whether a model is compiled."""
+    return model.compiled_loss is not None
+
+
+def _losses_by_path(model: Any) -> list[tuple[str, WeightLoss] | None]:
+    """For each of the `losses` of a model the path and the loss of a weight, None if it is of no weight."""
+    found: list[tuple[str, WeightLoss] | None] = []
+    for node in tree.walk(model):
+        others = node.layer._eager_losses or node.layer._losses
+        of_weights = list(map(as_weight_loss, node.layer._callable_losses))
+        paths = iter(tree.weight_paths(node, [loss.variable for loss in of_weights if loss is not None]))
+        found += [None] * len(others) + [loss and (next(paths), loss) for loss in of_weights]
+    return found
+
+
+def _penalized_paths(model: Any) -> list[str]:
+    """The paths of the penalized weights of a model."""
+    return list(dict.fromkeys(found[0] for found in _losses_by_path(model) if found is not None))
+
+
+def _penalties_by_path(model: Any, losses: list[Any]) -> dict[str, tf.Tensor]:
+    """The penalties of a model, found among its `losses`, so that samples are not drawn a second time."""
+    found = _losses_by_path(model)
+    if len(found) == len(losses):
+        return tree.sum_by_path((one[0], loss) for one, loss in zip(found, losses, strict=True) if one is not None)
+    # a `train_step` adds them up, or a loss of the user's own was None
+    return tree.sum_by_path((path, loss.penalty()) for path, loss in filter(None, found))
+
+
+def _check_steps(model: Any) -> None:
     """Raise ValueError if a `train_step` or `compute_loss` of the model's own does without the compiled loss."""
     if any(hasattr(step, "python_function") for step in (type(model).train_step, type(model).test_step)):
         raise ValueError(_bypassed(model, "a step that is a `tf.function` itself, and keeps its traces"))

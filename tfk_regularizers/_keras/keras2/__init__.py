@@ -1,0 +1,39 @@
+"""tf_keras, which is Keras 2, as a host: see `hosts.Host`."""
+
+from tfk_regularizers._keras.keras2.compiled_loss import is_compiled, join_loss, retrace, split_loss
+from tfk_regularizers._keras.keras2.layer_regularizers import (
+    configs_of,
+    is_of_keras,
+    set_activity_regularizer,
+    set_weight_regularizer,
+    update_bidirectional,
+)
+from tfk_regularizers._keras.keras2.layers import (
+    activity_losses,
+    is_revived,
+    takes_activity_regularizer,
+    weight_losses,
+    weights_called,
+    zero_outputs,
+)
+from tfk_regularizers._keras.keras2.steps import iterations, print_message
+
+__all__ = [
+    "activity_losses",
+    "configs_of",
+    "is_compiled",
+    "is_of_keras",
+    "is_revived",
+    "iterations",
+    "join_loss",
+    "print_message",
+    "retrace",
+    "set_activity_regularizer",
+    "set_weight_regularizer",
+    "split_loss",
+    "takes_activity_regularizer",
+    "update_bidirectional",
+    "weight_losses",
+    "weights_called",
+    "zero_outputs",
+]

@@ -1,0 +1,75 @@
+"""Set the regularizers of a single built layer, in a way that can be taken back."""
+
+import contextlib
+from typing import Any
+
+import tf_keras
+
+from tfk_regularizers._keras.keras2.layers import activity_losses, weight_losses
+from tfk_regularizers._keras.layers import all_weights, assign, regularizer_attributes
+from tfk_regularizers._keras.versions import SUPPORTED
+
+
+def set_weight_regularizer(
+    layer: Any, keyword: str, variables: list[Any], regularizer: Any, undo: contextlib.ExitStack
+) -> None:
+    """Let a built layer penalize a weight as if constructed so. The attribute of a built layer has no effect."""
+    undo.callback(layer._callable_losses.__setitem__, slice(None), list(layer._callable_losses))
+    old = {id(loss.penalty) for loss in weight_losses(layer) if any(loss.variable is one for one in variables)}
+    layer._callable_losses[:] = [loss for loss in layer._callable_losses if id(loss) not in old]
+    if regularizer is not None:
+        for variable in variables:
+            layer._handle_weight_regularization(variable.name.split(":")[0], variable, regularizer)
+        # The order in which a rebuilt layer has them. Losses of no weight, the user's own, come last.
+        places = {id(variable): place for place, variable in enumerate(all_weights(layer))}
+        order = {id(loss.penalty): places.get(id(loss.variable)) for loss in weight_losses(layer)}
+        layer._callable_losses.sort(key=lambda loss: order.get(id(loss), len(places)))
+    penalized = [loss for loss in weight_losses(layer) if any(loss.variable is one for one in variables)]
+    if len(penalized) != (0 if regularizer is None else len(variables)):
+        raise RuntimeError(f"tfk_regularizers supports {SUPPORTED}, which keeps penalties elsewhere.")
+    assign(layer, regularizer_attributes(layer)[keyword], regularizer, undo)
+
+
+def set_activity_regularizer(layer: Any, regularizer: Any, undo: contextlib.ExitStack) -> None:
+    """Replace the regularizer of a layer's output, and drop the penalties of the old one.
+
+    The eager losses are those of the last call; the next call makes them anew.
+    """
+    for losses in (layer._losses, layer._eager_losses):
+        undo.callback(losses.__setitem__, slice(None), list(losses))
+    old = {id(loss) for loss in activity_losses(layer)}
+    layer._losses[:] = [loss for loss in layer._losses if id(loss) not in old]
+    layer._eager_losses[:] = []
+    assign(layer, "activity_regularizer", regularizer, undo)
+
+
+def update_bidirectional(owner: Any, undo: contextlib.ExitStack) -> None:
+    """Bring the config of a Bidirectional in line with its two layers.
+
+    It saves the unbuilt layer that it copied for both directions, and the config of a backward layer that it was given.
+    """
+    if not isinstance(owner, tf_keras.layers.Bidirectional):
+        return
+    for template, layer in zip(owner.layer._flatten_layers(), owner.forward_layer._flatten_layers(), strict=False):
+        for name in regularizer_attributes(layer).values():
+            assign(template, name, getattr(layer, name), undo)
+    differ = _direction_config(owner.forward_layer) != _direction_config(owner.backward_layer)
+    if differ or hasattr(owner, "_backward_layer_config"):
+        config = tf_keras.saving.serialize_keras_object(owner.backward_layer)
+        config["config"]["name"] = owner.backward_layer.name.removeprefix("backward_")
+        assign(owner, "_backward_layer_config", config, undo)
+
+
+def _direction_config(layer: Any) -> dict[str, Any]:
+    """The config of one direction of a Bidirectional, without the entries in which the two always differ."""
+    return {key: value for key, value in layer.get_config().items() if key not in ("name", "go_backwards")}
+
+
+def is_of_keras(layer: Any) -> bool:
+    """Whether the class of a layer is Keras's own."""
+    return type(layer).__module__.startswith("tf_keras.")
+
+
+def configs_of(regularizer: Any) -> list[Any]:
+    """The configs that Keras may write for a regularizer."""
+    return [tf_keras.regularizers.serialize(regularizer, use_legacy_format=legacy) for legacy in (False, True)]

@@ -1,0 +1,37 @@
+"""Keras 3 on TensorFlow as a host: see `hosts.Host`. Imported only where Keras 3 was."""
+
+from tfk_regularizers._keras.keras3.compiled_loss import is_compiled, join_loss, retrace, split_loss
+from tfk_regularizers._keras.keras3.layers import (
+    activity_losses,
+    configs_of,
+    is_of_keras,
+    is_revived,
+    set_activity_regularizer,
+    set_weight_regularizer,
+    takes_activity_regularizer,
+    update_bidirectional,
+    weight_losses,
+    weights_called,
+    zero_outputs,
+)
+from tfk_regularizers._keras.keras3.steps import iterations, print_message
+
+__all__ = [
+    "activity_losses",
+    "configs_of",
+    "is_compiled",
+    "is_of_keras",
+    "is_revived",
+    "iterations",
+    "join_loss",
+    "print_message",
+    "retrace",
+    "set_activity_regularizer",
+    "set_weight_regularizer",
+    "split_loss",
+    "takes_activity_regularizer",
+    "update_bidirectional",
+    "weight_losses",
+    "weights_called",
+    "zero_outputs",
+]

@@ -1,0 +1,87 @@
+"""What a single layer of Keras 3 has: penalties of weights, and outputs."""
+
+import contextlib
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfk_regularizers._keras.layers import WeightLoss, assign, constructor_takes, own_weights, regularizer_attributes
+
+
+def weight_losses(layer: Any, model: Any = None) -> list[WeightLoss]:
+    """The penalties of a layer's weights; with a model only those of its trainable weights, which it penalizes."""
+    variables = [variable for variable in own_weights(layer) if variable.regularizer is not None]
+    if model is not None:
+        trainable = {id(variable) for variable in model.trainable_weights}
+        variables = [variable for variable in variables if id(variable) in trainable]
+    return [WeightLoss(one, one.regularizer, functools.partial(one.regularizer, one)) for one in variables]
+
+
+def weights_called(keyword: str, layer: Any, enclosing: Iterable[Any]) -> list[Any]:
+    """The weights called `X` or `X_kernel` for `X_regularizer`; under LoRA the two that are trained in their place."""
+    name = keyword.removesuffix("_regularizer")
+    names = [name, f"{name}_kernel"]
+    if name == "depthwise":
+        names.append("kernel")  # of a DepthwiseConv
+    weights = own_weights(layer)
+    low_rank = [weight for weight in weights if weight.name in (f"lora_{name}_a", f"lora_{name}_b")]
+    equal = [weight for weight in weights if weight.name in names]
+    return low_rank or equal or [one for one in weights if one.trainable and one.name.startswith(f"{name}_")]
+
+
+def is_revived(layer: Any) -> bool:
+    """Keras 3 loads no layer without its class."""
+    return False
+
+
+def takes_activity_regularizer(layer: Any) -> bool:
+    """Whether a layer takes an activity regularizer by name, for its own output alone, and saves it."""
+    hands_it_on = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
+    return constructor_takes(layer, "activity_regularizer") and not isinstance(layer, hands_it_on)
+
+
+def activity_losses(layer: Any) -> list[Any]:
+    """Those that a layer keeps are of its last call, and the next call makes them anew."""
+    return []
+
+
+def zero_outputs(layer: Any) -> list[Any]:
+    """Zeros of the shapes of a layer's outputs, for a batch of one; none if only a call tells the shapes."""
+    try:
+        outputs = keras.tree.flatten(layer.output)
+    except (AttributeError, ValueError):
+        return []
+    return [tf.zeros([size or 1 for size in output.shape], output.dtype) for output in outputs]
+
+
+def set_weight_regularizer(
+    layer: Any, keyword: str, variables: list[Any], regularizer: Any, undo: contextlib.ExitStack
+) -> None:
+    """Let a built layer penalize weights as if constructed so: each variable has its regularizer, read at each step."""
+    for variable in variables:
+        assign(variable, "regularizer", regularizer, undo)
+    assign(layer, regularizer_attributes(layer)[keyword], regularizer, undo)
+
+
+def set_activity_regularizer(layer: Any, regularizer: Any, undo: contextlib.ExitStack) -> None:
+    """Replace the regularizer of a layer's output, and drop the losses of the last call."""
+    undo.callback(layer._losses.__setitem__, slice(None), list(layer._losses))
+    layer._losses[:] = []
+    assign(layer, "activity_regularizer", regularizer, undo)
+
+
+def update_bidirectional(owner: Any, undo: contextlib.ExitStack) -> None:
+    """Nothing: a Bidirectional of Keras 3 saves what its two layers have."""
+
+
+def is_of_keras(layer: Any) -> bool:
+    """Whether the class of a layer is Keras's own."""
+    return type(layer).__module__.startswith("keras.")
+
+
+def configs_of(regularizer: Any) -> list[Any]:
+    """The configs that Keras may write for a regularizer."""
+    return [keras.regularizers.serialize(regularizer)]

@@ -1,0 +1,106 @@
+"""What the keywords of `set_regularizers` name in a model: weights and outputs of layers."""
+
+import itertools
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+import tf_keras
+
+from tfk_regularizers._keras import layers, tree
+from tfk_regularizers._keras.hosts import Host, host_of
+from tfk_regularizers._keras.tree import Node
+from tfk_regularizers._messages import short_repr
+
+ACTIVITY = "activity_regularizer"
+
+
+class Target(NamedTuple):
+    """A keyword of a layer, what is held under it, the weight (None: the output), its paths, the layers around."""
+
+    layer: Any
+    keyword: str
+    held: Any
+    weight: Any
+    paths: list[str]
+    enclosing: list[Any]
+
+
+def regularized_weight(host: Host, layer: Any, keyword: str, enclosing: Iterable[Any] = ()) -> list[Any]:
+    """The variables that `X_regularizer` regularizes: those that it penalizes now, otherwise those called X."""
+    keywords = layers.regularizer_attributes(layer)
+    if keyword not in keywords:
+        return []
+    regularizer, named = layers.held_regularizer(layer, keyword), host.weights_called(keyword, layer, enclosing)
+    others = [layers.held_regularizer(layer, other) for other in keywords if other not in (keyword, ACTIVITY)]
+    if any(other is regularizer for other in others):  # then the name alone tells which weight is meant
+        return named
+    return [loss.variable for loss in host.weight_losses(layer) if loss.regularizer is regularizer] or named
+
+
+def find_targets(host: Host, nodes: list[Node], keyword: str) -> list[Target]:
+    """The targets of a keyword on each of the layers."""
+    targets = []
+    for node in nodes:
+        layer, held, enclosing = node.layer, layers.held_regularizer(node.layer, keyword), [*node.enclosing.values()]
+        check_not_revived(host, node)
+        if keyword == ACTIVITY:
+            for owner in enclosing:  # whose graphs make the output
+                check_not_revived(host, node._replace(layer=owner))
+            if host.takes_activity_regularizer(layer):
+                targets.append(Target(layer, keyword, held, None, [tree.join_path(node.path, "activity")], enclosing))
+        elif keyword in layers.regularizer_attributes(layer) and not layers.is_built(layer):
+            raise ValueError(
+                f"The layer {node.path!r} has no weights yet. Call the model on data first, or leave it out by `where`."
+            )
+        elif weight := regularized_weight(host, layer, keyword, enclosing):
+            targets.append(Target(layer, keyword, held, weight, tree.weight_paths(node, weight), enclosing))
+    return targets
+
+
+def needs_change(host: Host, target: Target, regularizer: Any) -> bool:
+    """Whether setting the regularizer changes anything. Removing one that is not there does not."""
+    if regularizer is not None or target.held is not None:
+        return True
+    if target.keyword == ACTIVITY:
+        return bool(host.activity_losses(target.layer))
+    return any(loss.variable is one for loss in host.weight_losses(target.layer) for one in target.weight)
+
+
+def check_regularizer(host: Host, target: Target, regularizer: Any) -> None:
+    """Raise ValueError unless the regularizer returns a scalar for what it is set on, as far as shapes are known."""
+    if regularizer is None:
+        return
+    tensors = target.weight if target.weight is not None else host.zero_outputs(target.layer)
+    for path, tensor in zip(itertools.cycle(target.paths), tensors):
+        place = f"{short_repr(regularizer)} cannot be the `{target.keyword}` of {path!r}, of shape {tensor.shape}"
+        try:
+            value = regularizer(tensor)
+            value = value if tf.is_tensor(value) else tf.convert_to_tensor(value, tf_keras.backend.floatx())
+        except Exception as error:
+            raise ValueError(f"{place}: {type(error).__name__}: {error}") from error
+        if value.shape.rank != 0 or not value.dtype.is_floating:
+            raise ValueError(f"{place}: expected a scalar. Received: shape {value.shape}, dtype {value.dtype.name}")
+
+
+def no_target(model: Any, keyword: str, where: Any, nodes: list[Node], chosen: list[Node]) -> str:
+    """The message for a keyword without a target: the keywords that have one."""
+    if where is not None and not chosen:
+        return f"`where` passes for no layer of the model {model.name!r}, so `{keyword}` would change nothing."
+    host = host_of(model)
+    built = [node for node in (nodes if where is None else chosen) if layers.is_built(node.layer)]
+    candidates = {ACTIVITY}.union(*(layers.regularizer_attributes(node.layer) for node in built))
+    present = ", ".join(sorted(candidate for candidate in candidates if find_targets(host, built, candidate)))
+    return (
+        f"`{keyword}` would change nothing: no layer {'' if where is None else 'that passes `where` '}in the model "
+        f"{model.name!r} regularizes a weight by it. Expected one of: {present or 'none, without weights'}."
+    )
+
+
+def check_not_revived(host: Host, node: Node, only_with_losses: bool = False) -> None:
+    """Raise ValueError if a layer was loaded from a SavedModel without its class."""
+    if host.is_revived(node.layer) and (node.layer._callable_losses or not only_with_losses):
+        raise ValueError(
+            f"The layer {node.layer.name!r} was loaded from a SavedModel without its class, as graphs. Pass the class "
+            f"to `load_model` in `custom_objects`{'' if only_with_losses else ', or leave the layer out by `where`'}."
+        )
