@@ -42,7 +42,7 @@ def get(identifier: Any) -> Any:
         module.)
 
     Warns:
-        UserWarning: If a built-in regularizer of tf_keras is passed, whose class was imported before this package.
+        UserWarning: If a built-in regularizer of a Keras is passed, whose class was imported before this package.
 
     Raises:
         ValueError: If the string or the config names no regularizer, if a factor in the config is not a finite number,
@@ -66,7 +66,7 @@ def get(identifier: Any) -> Any:
         raise ValueError(f"Expected a regularizer. Received: the {kind} {name}; did you mean `{name}()`?")
     if callable(identifier):
         if builtin := builtin_warnings.builtin_class(identifier):
-            found = f"{builtin.__name__} is the built-in regularizer of tf_keras"
+            found = f"{builtin.__name__} is the built-in regularizer of {builtin_warnings.REPLACED[builtin]}"
             builtin_warnings.warn(found, stacklevel=4)  # the line that makes a Dense layer
         return identifier
     several = " For several on one weight write `L2() + OrthogonalRegularizer()`."

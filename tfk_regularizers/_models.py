@@ -91,7 +91,8 @@ def set_regularizers(
     check_where(where)
     if not regularizers:
         raise ValueError("`set_regularizers` needs at least one keyword, such as `kernel_regularizer`.")
-    values = {keyword: get(value) for keyword, value in regularizers.items()}
+    with tf_keras.saving.custom_object_scope(versions.keras3_regularizers()):
+        values = {keyword: get(value) for keyword, value in regularizers.items()}
     return regularization.set_regularizers(host, model, where, values, was_read_in_graph)
 
 

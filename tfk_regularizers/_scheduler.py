@@ -9,8 +9,7 @@ import tensorflow as tf
 import tf_keras
 
 from tfk_regularizers._keras import tree, versions
-from tfk_regularizers._keras.hosts import checked_host, host_of
-from tfk_regularizers._keras.keras2.steps import keep_logs_as_tensors
+from tfk_regularizers._keras.hosts import checked_host, host_of, leave_batch_logs_unread
 from tfk_regularizers._keras.regularization import ActiveRegularizer, active_regularizers, retrace
 from tfk_regularizers._messages import invalid_argument, short_repr
 from tfk_regularizers._models import check_where
@@ -78,7 +77,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
         verbose: int = 0,
     ) -> None:
         super().__init__()
-        keep_logs_as_tensors(self)
+        leave_batch_logs_unread(self)
         self._schedule_kind = _kind_of_schedule(schedule)
         if factor is not None and not isinstance(factor, str):
             raise invalid_argument("factor", 'the name of a factor, such as "l1", or None', factor)

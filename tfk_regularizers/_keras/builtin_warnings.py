@@ -4,17 +4,20 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from tfk_regularizers._keras.keras2 import registry
 from tfk_regularizers._keras.layers import regularizer_attributes
+
+REPLACED: dict[Any, str] = {}  # the built-in classes that registration has replaced, and which Keras has them
 
 
 def warn_of_builtins_in(nodes: Iterable[Any], stacklevel: int) -> None:
     """Warn of layers of a model that hold built-in regularizers."""
     held = [(node.path, map(vars(node.layer).get, regularizer_attributes(node.layer).values())) for node in nodes]
-    found = [path for path, regularizers in held if any(map(builtin_class, regularizers))]
+    classes = [(path, next(filter(None, map(builtin_class, regularizers)), None)) for path, regularizers in held]
+    found = [path for path, builtin in classes if builtin is not None]
     if found:
+        keras = next(REPLACED[builtin] for _, builtin in classes if builtin is not None)
         listed = ", ".join([*map(repr, found[:5]), *(["…"] if len(found) > 5 else [])])
-        warn(f"Built-in regularizers of tf_keras are in {listed}", stacklevel + 1)
+        warn(f"Built-in regularizers of {keras} are in {listed}", stacklevel + 1)
 
 
 def warn(found: str, stacklevel: int) -> None:
@@ -29,4 +32,4 @@ def warn(found: str, stacklevel: int) -> None:
 def builtin_class(regularizer: Any) -> type | None:
     """The replaced class that computes a penalty, if one does. A subclass with its own `__call__` is the user's."""
     owner = next((cls for cls in type(regularizer).__mro__ if "__call__" in vars(cls)), object)
-    return owner if owner in registry.REPLACED.values() else None
+    return owner if owner in REPLACED else None

@@ -80,10 +80,11 @@ def host_of(model: Any) -> Host:
 def checked_host(model: Any, name: str) -> Host:
     """The package for a model; TypeError, for the function or class of a name, unless that takes such models."""
     check_is_model(model, name)
-    if not isinstance(model, tf_keras.Model):
+    keras: Any = versions.keras3()
+    if not isinstance(model, tf_keras.Model) and not versions.has_tools(keras):
         raise TypeError(
-            f"{name} is for models of tf_keras. Received: {short_repr(model)} of type {type(model)}, of Keras 3. "
-            "Make the model with `tf_keras`, or set TF_USE_LEGACY_KERAS=1 before TensorFlow is imported."
+            f"{name} is for models of tf_keras, and of Keras 3.12 or later on its TensorFlow backend. Received: "
+            f"{short_repr(model)} of type {type(model)}, of Keras {keras.__version__} on {keras.backend.backend()}."
         )
     return host_of(model)
 
@@ -92,3 +93,9 @@ def check_is_model(model: Any, name: str) -> None:
     """Raise TypeError, for the function or class of a name, unless this is a model of tf_keras or Keras 3."""
     if not isinstance(model, versions.model_bases()):
         raise TypeError(f"{name} is for Keras models. Received: {short_repr(model)} of type {type(model)}")
+
+
+def leave_batch_logs_unread(callback: Any) -> None:
+    """Let fits not wait for each step, to hand a callback the logs of a batch as numbers."""
+    callback._supports_tf_logs = True  # for tf_keras
+    callback.async_safe = True  # for Keras 3

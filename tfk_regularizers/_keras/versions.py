@@ -1,6 +1,7 @@
 """The Keras versions of a program: tf_keras, and Keras 3 as `tf.keras` or beside it."""
 
 import contextlib
+import inspect
 import sys
 from types import ModuleType
 from typing import Any
@@ -21,10 +22,41 @@ def keras3() -> ModuleType | None:
     return keras if loaded and not str(getattr(keras, "__version__", "")).startswith("2.") else None
 
 
+def runs_on_tensorflow(keras: Any) -> bool:
+    """Whether this is Keras 3 on its TensorFlow backend, and not None."""
+    return keras is not None and keras.backend.backend() == "tensorflow"
+
+
+def has_tools(keras: Any) -> bool:
+    """Whether the functions for whole models take models of this Keras 3."""
+    version = tuple(int(number) for number in keras.__version__.split(".")[:2])
+    return version >= (3, 12) and runs_on_tensorflow(keras)
+
+
+def is_host(keras: Any) -> bool:
+    """Whether the classes of this Keras 3 are replaced: of one that is `tf.keras`."""
+    return has_tools(keras) and tf.keras.regularizers.Regularizer is keras.regularizers.Regularizer  # type: ignore[attr-defined]
+
+
 def regularizer_bases() -> tuple[type, ...]:
     """The base classes of regularizers: tf_keras's, and Keras 3's if it was imported."""
     keras = keras3()
     return (tf_keras.regularizers.Regularizer, *([keras.regularizers.Regularizer] if keras else []))
+
+
+def keras3_regularizers() -> dict[str, Any]:
+    """The regularizer classes of the user's own that are registered in Keras 3, by their plain names."""
+    keras = keras3()
+    classes = filter(inspect.isclass, keras.saving.get_custom_objects().values()) if keras else ()
+    own = [cls for cls in classes if cls.__module__.partition(".")[0] != "tfk_regularizers"]
+    return {cls.__name__: cls for cls in own if issubclass(cls, regularizer_bases())}
+
+
+def serialize(regularizer: Any) -> Any:
+    """The config of a regularizer of either Keras."""
+    is_of_tf_keras = isinstance(regularizer, tf_keras.regularizers.Regularizer)
+    keras: Any = tf_keras if is_of_tf_keras else keras3()
+    return keras.regularizers.serialize(regularizer)
 
 
 def model_bases() -> tuple[Any, ...]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import inspect
 import math
 import operator
 from collections.abc import Sequence
@@ -25,8 +24,8 @@ class Sum(Penalty):
     term's is, and float32 otherwise.
 
     `+` takes any number of terms, and so does Python's `sum`. A term may be a regularizer of your own, a subclass of
-    `tf_keras.regularizers.Regularizer`, on either side of the `+`; for the files its class has to be registered, as
-    without a sum. Sums within sums are one flat sum, and equal terms stay apart.
+    the `Regularizer` of tf_keras or of Keras 3, on either side of the `+`; for the files its class has to be
+    registered, as without a sum. Sums within sums are one flat sum, and equal terms stay apart.
 
     The sum of two `L1`, `L2` or `L1L2` with numbers as factors is an `L1L2` with the sums of the factors: its file is a
     plain Keras file. (Instances of subclasses, and those with a variable as a factor, are terms like others.)
@@ -41,9 +40,9 @@ class Sum(Penalty):
         regularizers: A list or a tuple of regularizers, one at least. They are not merged.
 
     Raises:
-        ValueError: If `regularizers` is not a list of regularizers of tf_keras; when called, if a term does not return
+        ValueError: If `regularizers` is not a list of regularizers; when called, if a term does not return
             one real number.
-        TypeError: From `+`, if the other side is not a regularizer of tf_keras, for instance a function.
+        TypeError: From `+`, if the other side is not a regularizer, for instance a function.
 
     >>> L2(1e-4) + OrthogonalRegularizer(0.01)
     L2(l2=0.0001) + OrthogonalRegularizer(factor=0.01, mode='rows')
@@ -71,7 +70,7 @@ class Sum(Penalty):
         return f"{type(self).__name__}([{', '.join(terms)}])"
 
     def get_config(self) -> dict[str, Any]:
-        return {"regularizers": list(map(tf_keras.regularizers.serialize, self.regularizers))}
+        return {"regularizers": list(map(versions.serialize, self.regularizers))}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "Sum":
@@ -90,7 +89,7 @@ class Sum(Penalty):
         """
         configs = config.get("regularizers")
         if isinstance(configs, (list, tuple)):
-            with tf_keras.saving.custom_object_scope({**_keras3_classes(), **(custom_objects or {})}):
+            with tf_keras.saving.custom_object_scope({**versions.keras3_regularizers(), **(custom_objects or {})}):
                 # tf_keras's `get`, which is this package's while it is registered.
                 config = {**config, "regularizers": [tf_keras.regularizers.get(inner) for inner in configs]}
         return cls(**config)
@@ -101,10 +100,8 @@ def add(left, right):
     if type(left) in (int, float) and left == 0:  # the start of `sum`
         return right
     for side in (left, right):
-        if not isinstance(side, tf_keras.regularizers.Regularizer):
-            raise TypeError(
-                f"Expected regularizers of tf_keras on both sides of +. Received: {short_repr(side)} of {type(side)}"
-            )
+        if not isinstance(side, versions.regularizer_bases()):
+            raise TypeError(f"Expected regularizers on both sides of +. Received: {short_repr(side)} of {type(side)}")
     return _merge(left, right) or Sum([left, right])
 
 
@@ -121,10 +118,9 @@ def _merge(left, right):
 
 def _flatten(regularizers):
     """The terms as a tuple, with those of sums among them in their places."""
-    regularizer_class = tf_keras.regularizers.Regularizer
     is_list = isinstance(regularizers, (list, tuple)) and len(regularizers) > 0
-    if not is_list or not all(isinstance(term, regularizer_class) for term in regularizers):
-        expected = "a list of regularizers of tf_keras, such as [L2(1e-4), OrthogonalRegularizer(0.01)]"
+    if not is_list or not all(isinstance(term, versions.regularizer_bases()) for term in regularizers):
+        expected = "a list of regularizers, such as [L2(1e-4), OrthogonalRegularizer(0.01)]"
         raise invalid_argument("regularizers", expected, regularizers)
     return tuple(inner for term in regularizers for inner in (term.regularizers if type(term) is Sum else (term,)))
 
@@ -139,10 +135,3 @@ def _check_number(regularizer, value):
     raise ValueError(
         f"Expected a real number from each term of a sum. Received: {short_repr(value)} from {short_repr(regularizer)}"
     )
-
-
-def _keras3_classes():
-    """The regularizer classes of the user's own that are registered in Keras 3, by name."""
-    keras = versions.keras3()
-    classes = [] if keras is None else filter(inspect.isclass, keras.saving.get_custom_objects().values())
-    return {cls.__name__: cls for cls in classes if issubclass(cls, tf_keras.regularizers.Regularizer)}

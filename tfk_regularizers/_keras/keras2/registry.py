@@ -6,8 +6,6 @@ from typing import Any
 
 import tf_keras
 
-from tfk_regularizers._keras.versions import keras3
-
 # The module that defines the regularizers: layers resolve strings and configs through its globals. It is found through
 # the base class, the one name that registration never replaces.
 SOURCE: ModuleType = sys.modules[tf_keras.regularizers.Regularizer.__module__]
@@ -40,12 +38,6 @@ def replace_everywhere(pairs: list[tuple[Any, Any]]) -> None:
         for key, value in list(vars(module).items()):
             if id(value) in new:
                 setattr(module, key, new[id(value)])
-
-
-def keras3_identifiers() -> dict[str, Any] | None:
-    """The table from which Keras 3 resolves strings, None where there is none."""
-    keras = keras3()
-    return getattr(sys.modules[keras.regularizers.get.__module__], "ALL_OBJECTS_DICT", None) if keras else None
 
 
 def forget_custom_object(keras: ModuleType, cls: type, name: str) -> None:

@@ -20,11 +20,6 @@ def iterations(model: Any) -> int:
     return int(tf_keras.backend.get_value(model.optimizer.iterations))
 
 
-def keep_logs_as_tensors(callback: Any) -> None:
-    """Let Keras hand a callback the logs of a batch as tensors. It would wait for each step to make them numbers."""
-    callback._supports_tf_logs = True
-
-
 def print_message(text: str) -> None:
     """Print as Keras's callbacks do: to where `tf_keras.utils.disable_interactive_logging` sends it."""
     sys.modules[tf_keras.utils.disable_interactive_logging.__module__].print_msg(text)
