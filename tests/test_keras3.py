@@ -20,9 +20,6 @@ if KERAS3 is None:
 keras = sys.modules["keras"]
 BATCH = 8
 
-# Keras 3 up to 3.15 has variables whose __array__ does not take NumPy 2's keyword `copy`.
-IGNORED = "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-pytestmark = pytest.mark.filterwarnings(IGNORED)
 penalties = pytest.mark.parametrize("name", PENALTIES)
 ALL = PENALTIES | {"sampled": (lambda module: module.SampledOrthogonalRegularizer(0.3), PENALTIES["rows"][1])}
 

@@ -4,14 +4,14 @@ import csv
 import dataclasses
 import itertools
 import re
+import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
 from conftest import BUILTIN
-from libraries import KERAS3, needs_keras3
-from tf_keras import layers
+from libraries import KERAS3, both_kerases, needs_keras3
 
 import tfk_regularizers as tfk
 from tfk_regularizers import L1, L1L2, L2, RegularizationScheduler, log_penalties
@@ -19,26 +19,30 @@ from tfk_regularizers import L1, L1L2, L2, RegularizationScheduler, log_penaltie
 RATE = 0.125
 X, Y = np.zeros((8, 3), "float32"), np.zeros((8, 2), "float32")  # no gradient but that of a penalty
 EPOCHS = [0.5, 0.0, 0.03125]
-DECAY = tf_keras.optimizers.schedules.PolynomialDecay
+LIBRARIES = [tf_keras] + ([] if KERAS3 is None else [KERAS3])
 COMPILING = [{}, {"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 2}]
 SHARED = L2(0.5)
 
 
-def dense(regularizer=None, **arguments):
+def dense(keras, regularizer=None, **arguments):
     arguments = {"use_bias": False, "kernel_initializer": "ones"} | arguments
-    return layers.Dense(2, kernel_regularizer=regularizer, **arguments)
+    return keras.layers.Dense(2, kernel_regularizer=regularizer, **arguments)
 
 
-def build(*regularizers, **compiling):
-    hidden = [dense(regularizer, name=f"dense{i}") for i, regularizer in enumerate(regularizers)]
-    model = tf_keras.Sequential([tf_keras.Input((3,)), *hidden])
-    model.compile(tf_keras.optimizers.SGD(RATE), "mse", **compiling)
+def build(keras, *regularizers, **compiling):
+    hidden = [dense(keras, regularizer, name=f"dense{i}") for i, regularizer in enumerate(regularizers)]
+    model = keras.Sequential([keras.Input((3,)), *hidden])
+    model.compile(keras.optimizers.SGD(RATE), **{"loss": "mse"} | compiling)
     return model
 
 
 def fit(model, *callbacks, **arguments):
     arguments = {"batch_size": 4, "epochs": len(EPOCHS), "shuffle": False, "verbose": 0} | arguments
     return model.fit(X, Y, callbacks=list(callbacks), **arguments).history
+
+
+def decay(library=tf_keras):
+    return library.optimizers.schedules.PolynomialDecay(0.5, 8, 0.0)
 
 
 def by_epoch(epoch):
@@ -55,13 +59,22 @@ def assert_trained_by_l2(model, factors):
     ("arguments", "says"),
     [
         ({"schedule": 0.5}, "`schedule`. Expected a function of the epoch, .* Received: schedule=0.5"),
-        ({"schedule": DECAY}, "`schedule`.* an instance of a LearningRateSchedule. Received: schedule=<class"),
+        *[({"schedule": type(decay(library))}, "`schedule`.* an instance .* schedule=<class") for library in LIBRARIES],
         ({"schedule": lambda: 0.5}, "`schedule`"),
         ({"schedule": lambda epoch, factor, more: 0.5}, "`schedule`"),
         ({"schedule": by_epoch, "factor": 3}, "`factor`.*factor=3"),
         ({"schedule": by_epoch, "where": "dense"}, "`where`.*where='dense'"),
-        ({"schedule": by_epoch, "where": layers.Dense}, r"`where`.*`lambda layer: isinstance\(layer, Dense\)`"),
-        ({"schedule": by_epoch, "where": layers.Dense(2, name="a")}, "`where`.*`lambda layer: layer.name == 'a'`"),
+        (
+            {"schedule": by_epoch, "where": tf_keras.layers.Dense},
+            r"`where`.*`lambda layer: isinstance\(layer, Dense\)`",
+        ),
+        *[
+            (
+                {"schedule": by_epoch, "where": library.layers.Dense(2, name="a")},
+                "`where`.*`lambda layer: layer.name == 'a'`",
+            )
+            for library in LIBRARIES
+        ],
     ],
 )
 def test_bad_argument(arguments, says):
@@ -78,6 +91,7 @@ class Frozen(tfk.Penalty):
         return self.factor * tf.reduce_sum(x**2)
 
 
+@both_kerases
 @pytest.mark.parametrize(
     ("regularizers", "arguments", "says"),
     [
@@ -93,8 +107,8 @@ class Frozen(tfk.Penalty):
         ([SHARED, SHARED], {"where": lambda layer: layer.name == "dense0"}, "'dense1/kernel', which `where` leaves"),
     ],
 )
-def test_nothing_to_schedule(regularizers, arguments, says):
-    model = build(*regularizers)
+def test_nothing_to_schedule(keras, regularizers, arguments, says):
+    model = build(keras, *regularizers)
     before = list(map(repr, regularizers))
     with pytest.raises(ValueError, match=says):
         fit(model, RegularizationScheduler(by_epoch, **arguments))
@@ -102,9 +116,12 @@ def test_nothing_to_schedule(regularizers, arguments, says):
     assert all((weights == 1).all() for weights in model.get_weights())
 
 
+@both_kerases
 @pytest.mark.parametrize("failure", [np.nan, np.inf, None, "0.1", [0.1, 0.2], 1j, TypeError("mine")], ids=repr)
 @pytest.mark.parametrize("when", [0, 1])
-def test_fit_that_the_schedule_ends(failure, when):
+@pytest.mark.light(keras=[tf_keras])
+@pytest.mark.light(failure=[None])
+def test_fit_that_the_schedule_ends(keras, failure, when):
     """The factor stays, and the model can train on. A TypeError in a schedule does not mean the other signature."""
 
     def schedule(epoch):
@@ -114,7 +131,7 @@ def test_fit_that_the_schedule_ends(failure, when):
 
     received = rf"{re.escape(repr(failure))} from <.*> for the arguments \({when},\)$"
     says = rf"must return a finite number for `l2`\. Received: {received}"
-    model = build(L2(0.5))
+    model = build(keras, L2(0.5))
     with pytest.raises((ValueError, TypeError), match="^mine$" if isinstance(failure, TypeError) else says):
         fit(model, RegularizationScheduler(schedule))
     factor = [0.5, 0.25][when]
@@ -124,17 +141,21 @@ def test_fit_that_the_schedule_ends(failure, when):
 
 
 @needs_keras3
-def test_keras_3_model():
-    model = tf.keras.Sequential([tf.keras.layers.Dense(1, kernel_regularizer=L2(0.5))])
-    model.compile("sgd", "mse")
-    with pytest.raises(TypeError, match="RegularizationScheduler is for models of tf_keras"):
-        model.fit(X, Y, callbacks=[RegularizationScheduler(by_epoch)], verbose=0)
+def test_model_of_an_older_keras_3(monkeypatch):
+    monkeypatch.setattr(sys.modules["keras"], "__version__", "3.11.3")
+    model = build(KERAS3, L2(0.5))
+    refusal = (
+        r"RegularizationScheduler is for models of tf_keras, and of Keras 3\.12 .* Received: .* of Keras 3\.11\.3 on "
+    )
+    with pytest.raises(TypeError, match=refusal):
+        fit(model, RegularizationScheduler(by_epoch))
 
 
+@both_kerases
 @pytest.mark.parametrize("compiling", COMPILING, ids=str)
 @pytest.mark.light(compiling=COMPILING[:2])
-def test_equals_numpy(compiling):
-    model = build(L2(9.0), **compiling)
+def test_equals_numpy(keras, compiling):
+    model = build(keras, L2(9.0), **compiling)
     fit(model, epochs=1)  # traced already, with the number
     model.set_weights([np.ones((3, 2))])
     history = fit(model, RegularizationScheduler(by_epoch))
@@ -143,49 +164,55 @@ def test_equals_numpy(compiling):
     assert repr(model.layers[0].kernel_regularizer) == "L2(l2=<variable: 0.03125>)"
 
 
-def test_signatures():
+@both_kerases
+def test_signatures(keras):
     """Two required arguments get the factor of each; one with a default is the user's own."""
-    model = build(L2(0.5), L2(0.25))
+    model = build(keras, L2(0.5), L2(0.25))
     history = fit(model, RegularizationScheduler(lambda epoch, factor: factor / 2))
     assert history["dense0/kernel/l2"] == [0.25, 0.125, 0.0625]
     assert history["dense1/kernel/l2"] == [0.125, 0.0625, 0.03125]
     assert "l2" not in history
-    assert fit(build(L2(9.0)), RegularizationScheduler(lambda epoch, most=0.5: most * epoch))["l2"] == [0.0, 0.5, 1.0]
+    model, own = build(keras, L2(9.0)), RegularizationScheduler(lambda epoch, most=0.5: most * epoch)
+    assert fit(model, own)["l2"] == [0.0, 0.5, 1.0]
 
 
-@pytest.mark.parametrize("keras", [tf_keras] + ([] if KERAS3 is None else [KERAS3]))
+@both_kerases
 @pytest.mark.parametrize("per_execution", [1, 2])
 def test_learning_rate_schedule_counts_the_steps_of_this_fit(keras, per_execution):
-    model = build(L2(9.0), steps_per_execution=per_execution)
+    """A schedule of either Keras, whatever the model is of."""
+    model = build(keras, L2(9.0), steps_per_execution=per_execution)
     fit(model, epochs=1)
-    scheduler = RegularizationScheduler(keras.optimizers.schedules.PolynomialDecay(0.5, 8, 0.0))
     factors = np.repeat([0.5 * (1 - step / 8) for step in range(0, 6, per_execution)], per_execution)
-    for _ in range(2):
+    for scheduler in [RegularizationScheduler(decay(library)) for library in LIBRARIES for _ in range(2)]:
         model.set_weights([np.ones((3, 2))])
         history = fit(model, scheduler)
         assert_trained_by_l2(model, factors)
         np.testing.assert_allclose(history["l2"], factors[1::2], rtol=1e-6)
 
 
+@both_kerases
 @pytest.mark.parametrize("factor", [9.0, tf.Variable(9.0, trainable=False)], ids=["number", "variable"])
-def test_traced_once_more_and_not_again(factor):
+def test_traced_once_more_and_not_again(keras, factor):
     """A second fit goes on, from `initial_epoch` too. A variable needs no other trace."""
-    model = build(L2(factor))
+    traces = []
+    model = build(keras, L2(factor), loss=lambda y, y_pred: traces.append(1) or (y_pred - y) ** 2)
     fit(model, epochs=1)
     first = model.train_function
     scheduler = RegularizationScheduler(lambda epoch: 0.125 * epoch)
     assert fit(model, scheduler, epochs=2)["l2"] == [0.0, 0.125]
-    step, traces = model.train_function, model.train_function.experimental_get_tracing_count()
+    step, count = model.train_function, len(traces)
     assert (step is first) == isinstance(factor, tf.Variable)
     assert fit(model, scheduler, epochs=4, initial_epoch=2)["l2"] == [0.25, 0.375]
     assert fit(model, RegularizationScheduler(by_epoch))["l2"] == EPOCHS
     assert model.train_function is step
-    assert step.experimental_get_tracing_count() == traces
+    assert len(traces) == count
     assert isinstance(factor, float) or model.layers[0].kernel_regularizer.l2 is factor
 
 
-def test_one_scheduler_for_several_models():
-    models, scheduler = [build(L2(9.0)), build(L2(9.0), L2(9.0))], RegularizationScheduler(by_epoch)
+@both_kerases
+def test_one_scheduler_for_several_models(keras):
+    """Of both Kerases too."""
+    models, scheduler = [build(tf_keras, L2(9.0)), build(keras, L2(9.0), L2(9.0))], RegularizationScheduler(by_epoch)
     for model in models:
         assert fit(model, scheduler)["l2"] == EPOCHS
     assert_trained_by_l2(models[0], np.repeat(EPOCHS, 2))
@@ -193,8 +220,9 @@ def test_one_scheduler_for_several_models():
     assert repr(models[0].layers[0].kernel_regularizer) == "L2(l2=<variable: 0.03125>)"
 
 
-def test_loop_of_ones_own():
-    model, scheduler = build(L2(9.0)), RegularizationScheduler(by_epoch)
+@both_kerases
+def test_loop_of_ones_own(keras):
+    model, scheduler = build(keras, L2(9.0)), RegularizationScheduler(by_epoch)
     model.train_on_batch(X, Y)  # traces the step
     model.set_weights([np.ones((3, 2))])
     scheduler.set_model(model)
@@ -208,55 +236,75 @@ def test_loop_of_ones_own():
     assert_trained_by_l2(model, EPOCHS)
 
 
+@both_kerases
 @pytest.mark.parametrize("file", ["model.keras", "model.h5", "model"])
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
-def test_loaded_models(file, tmp_path):
-    build(L2(9.0)).save(tmp_path / file)
-    model = tf_keras.models.load_model(tmp_path / file)
+def test_loaded_models(keras, file, tmp_path):
+    if keras is not tf_keras and file == "model":
+        pytest.skip("only tf_keras saves and loads models as a SavedModel")
+    build(keras, L2(9.0)).save(tmp_path / file)
+    model = keras.models.load_model(tmp_path / file)
     assert fit(model, RegularizationScheduler(by_epoch))["l2"] == EPOCHS
     assert_trained_by_l2(model, np.repeat(EPOCHS, 2))
 
 
+def attention(keras, regularizer):
+    """A MultiHeadAttention of one input, which a Sequential takes."""
+
+    @keras.utils.register_keras_serializable("test_scheduler")
+    class Attention(keras.layers.MultiHeadAttention):
+        def call(self, x):
+            return super().call(x, x)
+
+        def build(self, shape):
+            if keras is not tf_keras:
+                return super().build(shape, shape)
+            self._build_from_signature(query=shape, value=shape)
+            return super().build(shape)
+
+        def compute_output_spec(self, x):  # of Keras 3
+            return super().compute_output_spec(x, x)
+
+    return Attention(2, 3, kernel_regularizer=regularizer)
+
+
+def inline(keras, _):
+    """A layer that keeps its regularizer under no attribute."""
+
+    @keras.utils.register_keras_serializable("test_scheduler")
+    class Inline(keras.layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(name="scale", shape=(), initializer="ones", regularizer=L2(9.0))
+
+        def call(self, x):
+            return x * self.scale
+
+    return Inline()
+
+
 LAYERS = {
-    "rnn": lambda r: layers.RNN(layers.SimpleRNNCell(2, kernel_regularizer=r)),
-    "bidirectional": lambda r: layers.Bidirectional(layers.GRU(2, kernel_regularizer=r)),
-    "bidirectional_two": lambda r: layers.Bidirectional(
-        layers.GRU(2, kernel_regularizer=r), backward_layer=layers.GRU(2, kernel_regularizer=L2(4.0), go_backwards=True)
+    "rnn": lambda keras, r: keras.layers.RNN(keras.layers.SimpleRNNCell(2, kernel_regularizer=r)),
+    "bidirectional": lambda keras, r: keras.layers.Bidirectional(keras.layers.GRU(2, kernel_regularizer=r)),
+    "bidirectional_two": lambda keras, r: keras.layers.Bidirectional(
+        keras.layers.GRU(2, kernel_regularizer=r),
+        backward_layer=keras.layers.GRU(2, kernel_regularizer=L2(4.0), go_backwards=True),
     ),
-    "attention": lambda r: Attention(2, 3, kernel_regularizer=r),
-    "activity": lambda r: dense(bias_initializer="ones", use_bias=True, activity_regularizer=r),
-    "nested": lambda r: tf_keras.Sequential([tf_keras.Sequential([dense(r)])]),
-    "inline": lambda r: Inline(),  # which keeps its regularizer under no attribute
+    "attention": attention,
+    "activity": lambda keras, r: dense(keras, bias_initializer="ones", use_bias=True, activity_regularizer=r),
+    "nested": lambda keras, r: keras.Sequential([keras.Sequential([dense(keras, r)])]),
+    "inline": inline,
 }
 
 
-@tf_keras.utils.register_keras_serializable("test_scheduler")
-class Attention(layers.MultiHeadAttention):
-    def call(self, x):
-        return super().call(x, x)
-
-    def build(self, shape):
-        self._build_from_signature(query=shape, value=shape)
-        super().build(shape)
-
-
-@tf_keras.utils.register_keras_serializable("test_scheduler")
-class Inline(layers.Layer):
-    def build(self, shape):
-        self.scale = self.add_weight("scale", (), initializer="ones", regularizer=L2(9.0))
-
-    def call(self, x):
-        return x * self.scale
-
-
 @pytest.mark.heavy
+@both_kerases
 @pytest.mark.parametrize(("name", "built"), [*itertools.product(LAYERS, [True, False])])
-def test_layers_and_their_files(name, built, tmp_path):
+def test_layers_and_their_files(keras, name, built, tmp_path):
     x = np.ones((4, 5, 3), "float32")
-    layer = LAYERS[name](L2(9.0))
+    layer = LAYERS[name](keras, L2(9.0))
     y = np.zeros(type(layer).from_config(layer.get_config())(x).shape)
-    model = tf_keras.Sequential([*([tf_keras.Input((5, 3))] if built else []), layer])
-    model.compile(tf_keras.optimizers.SGD(0.0), "mse")
+    model = keras.Sequential([*([keras.Input((5, 3))] if built else []), layer])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
     if built or name == "inline":  # which has no regularizer before
         model.fit(x, y, verbose=0)
     logs = []
@@ -267,34 +315,39 @@ def test_layers_and_their_files(name, built, tmp_path):
         assert logs[-1]["l2"] == [factor]
     assert logs[0]["penalty"][0] == pytest.approx(2 * logs[1]["penalty"][0])
     assert logs[1]["penalty"][0] > 0
-    for file in ("model.keras", *(["model"] if built else [])):  # a SavedModel of some takes ten seconds
+    for file in (
+        "model.keras",
+        *(["model"] if built and keras is tf_keras else []),
+    ):  # a SavedModel of some takes ten seconds
         model.save(tmp_path / file)
-        again = tf_keras.models.load_model(tmp_path / file)
+        again = keras.models.load_model(tmp_path / file)
         if name != "inline":  # whose constructor has its own
             assert again.evaluate(x, y, verbose=0) == pytest.approx(logs[1]["loss"][0], rel=1e-5)
 
 
-def test_terms_of_sums_shared_ones_and_classes_of_version_0_2(builtin):
-    shared = L2(9.0)
-    nested = L1(9.0) + (L2(3.0) + builtin.OrthogonalRegularizer(0.1))
-    model = build(shared + tfk.OrthogonalRegularizer(0.5), shared, nested)
+@both_kerases
+def test_terms_of_sums_shared_ones_and_classes_of_version_0_2(keras, builtin):
+    shared, theirs = L2(9.0), builtin if keras is tf_keras else sys.modules[keras.regularizers.Regularizer.__module__]
+    nested = L1(9.0) + (L2(3.0) + theirs.OrthogonalRegularizer(0.1))
+    model = build(keras, shared + tfk.OrthogonalRegularizer(0.5), shared, nested)
     assert set(fit(model, RegularizationScheduler(by_epoch, "l2"))) == {"loss", "l2"}
-    assert [repr(layer.kernel_regularizer).partition(" + <tf_keras")[0] for layer in model.layers] == [
+    assert [repr(layer.kernel_regularizer).partition(" + <")[0] for layer in model.layers] == [
         "L2(l2=<variable: 0.03125>) + OrthogonalRegularizer(factor=0.5, mode='rows')",
         "L2(l2=<variable: 0.03125>)",
         "L1(l1=9.0) + L2(l2=<variable: 0.03125>)",
     ]
-    frozen = build(Frozen(9.0))
+    frozen = build(keras, Frozen(9.0))
     assert fit(frozen, RegularizationScheduler(by_epoch))["factor"] == EPOCHS
     assert_trained_by_l2(frozen, np.repeat(EPOCHS, 2))
 
 
-def test_logs_of_two_schedulers_of_one_name(tmp_path, capsys):
+@both_kerases
+def test_logs_of_two_schedulers_of_one_name(keras, tmp_path, capsys):
     """The second logs its factor under its path, for the callbacks after it."""
     one = RegularizationScheduler(by_epoch, where=lambda layer: layer.name == "dense0", verbose=1)
     other = RegularizationScheduler(lambda epoch: 0.25, where=lambda layer: layer.name == "dense1", verbose=1)
-    logger = tf_keras.callbacks.CSVLogger(tmp_path / "log.csv")
-    history = fit(build(L2(9.0), L2(9.0)), one, other, logger)
+    logger = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    history = fit(build(keras, L2(9.0), L2(9.0)), one, other, logger)
     expected = {"l2": EPOCHS, "dense1/kernel/l2": [0.25] * 3}
     assert {name: history[name] for name in history if name != "loss"} == expected
     rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
@@ -303,33 +356,35 @@ def test_logs_of_two_schedulers_of_one_name(tmp_path, capsys):
     assert printed == ["l2 to 0.0.", "l2 to 0.25."]
 
 
-def test_the_later_scheduler_of_a_factor_wins():
-    model = build(L2(9.0))
+@both_kerases
+def test_the_later_scheduler_of_a_factor_wins(keras):
+    model = build(keras, L2(9.0))
     history = fit(model, RegularizationScheduler(lambda epoch: 0.25), RegularizationScheduler(by_epoch))
     assert history["l2"] == history["dense0/kernel/l2"] == EPOCHS
     assert_trained_by_l2(model, np.repeat(EPOCHS, 2))
 
 
+@both_kerases
 @pytest.mark.parametrize(
     ("schedule", "order", "resumed"),
     [
         (by_epoch, 1, EPOCHS[1:]),
         (by_epoch, -1, EPOCHS[1:]),
         (lambda epoch, factor: factor / 2, 1, [0.25, 0.125]),  # starts from the number that the penalty has
-        (DECAY(0.5, 8, 0.0), 1, [0.3125, 0.1875]),  # before BackupAndRestore, it counts the steps before too
-        (DECAY(0.5, 8, 0.0), -1, [0.4375, 0.3125]),
+        (decay(), 1, [0.3125, 0.1875]),  # before BackupAndRestore, it counts the steps before too
+        (decay(), -1, [0.4375, 0.3125]),
     ],
 )
-def test_backup_and_restore(schedule, order, resumed, tmp_path):
+def test_backup_and_restore(keras, schedule, order, resumed, tmp_path):
     def callbacks():
-        return [RegularizationScheduler(schedule), tf_keras.callbacks.BackupAndRestore(str(tmp_path))][::order]
+        return [RegularizationScheduler(schedule), keras.callbacks.BackupAndRestore(str(tmp_path))][::order]
 
     def interrupt(epoch, logs):
         if epoch == 1:
             raise KeyboardInterrupt
 
-    model = build(L2(0.5))
+    model = build(keras, L2(0.5))
     with pytest.raises(KeyboardInterrupt):
-        fit(model, *callbacks(), tf_keras.callbacks.LambdaCallback(on_epoch_begin=interrupt))
+        fit(model, *callbacks(), keras.callbacks.LambdaCallback(on_epoch_begin=interrupt))
     assert "l2" not in fit(model)
-    assert fit(build(L2(0.5)), *callbacks())["l2"] == resumed
+    assert fit(build(keras, L2(0.5)), *callbacks())["l2"] == resumed

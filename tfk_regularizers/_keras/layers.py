@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import tf_keras
 
+from tfk_regularizers._keras import versions
+
 
 def sublayers(layer: Any) -> list[Any]:
     """The layers that a layer of either Keras holds itself; only a model has a public list, and not of all of them."""
@@ -53,8 +55,9 @@ class WeightLoss(NamedTuple):
 
 
 def constructor_takes(layer: Any, keyword: str) -> bool:
-    """Whether the constructor of a layer, or of a base class, names an argument."""
-    constructors = [vars(cls)["__init__"] for cls in type(layer).__mro__ if "__init__" in vars(cls)]
+    """Whether the constructor of a layer, or of a base class but `Layer` itself, names an argument."""
+    classes = [cls for cls in type(layer).__mro__ if cls not in versions.layer_bases()]
+    constructors = [vars(cls)["__init__"] for cls in classes if "__init__" in vars(cls)]
     return any(keyword in inspect.signature(constructor).parameters for constructor in constructors)
 
 

@@ -38,9 +38,12 @@ def is_revived(layer: Any) -> bool:
 
 
 def takes_activity_regularizer(layer: Any) -> bool:
-    """Whether a layer takes an activity regularizer by name, for its own output alone, and saves it."""
-    hands_it_on = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
-    return constructor_takes(layer, "activity_regularizer") and not isinstance(layer, hands_it_on)
+    """Whether a layer takes an activity regularizer by name, for its own output alone, and keeps it in files."""
+    if isinstance(layer, (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)):
+        return False  # they hand it to the layers inside
+    if isinstance(layer, keras.layers.SimpleRNN):  # whose constructor forgets it in Keras 3.15
+        return keras.layers.SimpleRNN(1, activity_regularizer=abs, name="test").activity_regularizer is abs
+    return constructor_takes(layer, "activity_regularizer") or isinstance(layer, keras.layers.Embedding)
 
 
 def activity_losses(layer: Any) -> list[Any]:
