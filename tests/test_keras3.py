@@ -2,17 +2,20 @@
 
 import functools
 import importlib.util
+import json
 import sys
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
 from differentiation import MODES, assert_close, run
-from libraries import KERAS3
+from libraries import IN_KERAS, KERAS3, needs_host
 from oracles import PENALTIES
 
 import tfk_regularizers as tfk
+from tfk_regularizers._penalties import KERAS_PENALTIES
 
 if KERAS3 is None:
     pytest.skip("tf.keras is tf_keras, not Keras 3", allow_module_level=True)
@@ -155,7 +158,7 @@ def test_a_file_of_keras_3_needs_the_package_to_give_ours(run_python, tmp_path):
     """Without it, Keras 3 takes the class of its own that has the same name."""
     build(keras, tfk.L1L2(0.25, 0.5)).save(tmp_path / "model.keras")
     *before, after = run_python("-c", LOAD, tmp_path / "model.keras", TF_CPP_MIN_LOG_LEVEL="3").splitlines()
-    assert before in ([str(keras.regularizers.L1L2)], [])
+    assert before in ([str(own("L1L2"))], [])
     assert after == str(tfk.L1L2)
 
 
@@ -205,8 +208,21 @@ if importlib.util.find_spec("jax") is None:
     sys.meta_path.append(NoJax())
 
 import keras, tf_keras
+from keras.src import api_export, regularizers
+from keras.src.saving import object_registration
+
+tables = {name: table for name, table in vars(api_export).items() if name.startswith("REGISTERED")}
+tables |= {name: table for name, table in vars(object_registration).items() if name.startswith("GLOBAL")}
+modules = [module for name, module in sys.modules.items() if name.startswith("keras") and name.endswith("regularizers")]
+tables |= {"strings": regularizers.ALL_OBJECTS_DICT} | {module.__name__: vars(module) for module in modules}
+before = {name: dict(table) for name, table in tables.items()}
+
 import tfk_regularizers as tfk
 
+assert len(tables) >= 8
+for name, table in tables.items():
+    same = table.keys() == before[name].keys() and all(table[key] is before[name][key] for key in table)
+    assert same, name
 print(keras.backend.backend())
 for regularizer in (tfk.L1(), tfk.L2(), tfk.L1L2(0.1, 0.1), tfk.OrthogonalRegularizer(),
                     tfk.SampledOrthogonalRegularizer(), tfk.SoftOrthogonalRegularizer(), tfk.GroupLasso()):
@@ -225,7 +241,7 @@ print(float(layer.losses[0]))
 @pytest.mark.heavy
 @pytest.mark.parametrize("backend", ["numpy", *(name for name in ("jax", "torch") if importlib.util.find_spec(name))])
 def test_process_with_another_backend(run_python, backend):
-    """There Keras 3 gets the error, and tf_keras works."""
+    """There nothing of Keras 3 changes, it gets the error, and tf_keras works."""
     first, *errors, last = run_python("-c", OTHER, KERAS_BACKEND=backend, TF_CPP_MIN_LOG_LEVEL="3").splitlines()
     assert (first, last, len(errors)) == (backend, "3.0", 7)
     assert all(f"Keras 3 runs on its '{backend}' backend" in error for error in errors)
@@ -240,3 +256,215 @@ def test_penalties_of_a_model_whose_own_call_never_runs():
     model.waiting = keras.layers.Dense(1, kernel_regularizer="l2", name="waiting")
     with pytest.raises(ValueError, match="layer 'waiting' has no weights yet"):
         tfk.penalties(model)
+
+
+# Keras 3 as a host
+
+
+def own(name):
+    """The built-in class of Keras 3, from where it is defined."""
+    return getattr(sys.modules[keras.regularizers.Regularizer.__module__], name)
+
+
+@needs_host
+@pytest.mark.parametrize("name", IN_KERAS)
+@pytest.mark.parametrize("shape", [(1, 4), (5, 1), (3, 4), (4, 3), (17, 33), (1100, 40)], ids=str)
+@pytest.mark.light(name=["l1_l2", "rows"])
+def test_value_and_gradient_of_the_built_in(name, shape):
+    """Equal to rounding, wherever the built-in's is finite: its orthogonality of one row or column is not."""
+    ours = PENALTIES[name][0](tfk)
+    builtin = PENALTIES[name][0](types.SimpleNamespace(**{cls.__name__: own(cls.__name__) for cls in KERAS_PENALTIES}))
+    variable = keras.Variable(np.random.default_rng(0).normal(size=shape).astype("float32"))
+    results = []
+    for penalty in (ours, builtin):
+        with tf.GradientTape() as tape:
+            value = penalty(variable)
+        results.append((value, tf.convert_to_tensor(tape.gradient(value, variable.value))))
+    assert np.isfinite(results[0][0])
+    if np.isfinite(results[1][0]):
+        for found, expected in zip(*results, strict=True):
+            assert_close(found, expected, 5e-6)
+
+
+MODEL = """
+import json, sys
+import keras, numpy as np
+
+FACTORS = {"L1": {"l1": 0.25}, "L2": {"l2": 0.5}, "L1L2": {"l1": 0.125, "l2": 0.5}}
+FACTORS |= {"OrthogonalRegularizer": {"factor": 0.5, "mode": "columns"}}
+
+def build():
+    makes = {name: lambda name=name: getattr(keras.regularizers, name)(**FACTORS[name]) for name in FACTORS}
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(4, kernel_regularizer=make(), name=name) for name, make in makes.items()]
+    both = {"bias_regularizer": "l1", "activity_regularizer": makes["L2"]()}
+    model = keras.Sequential([keras.Input((3,)), *layers, keras.layers.Dense(2, **both, name="last")])
+    model.compile("sgd", keras.losses.MeanSquaredError())
+    return model
+
+def describe(model):
+    x = np.linspace(-1, 1, 12).reshape(4, 3)
+    names = ("kernel_regularizer", "bias_regularizer", "activity_regularizer")
+    held = [(layer.name, name, getattr(layer, name)) for layer in model.layers for name in names]
+    return {
+        "classes": [[*at, type(r).__module__.partition(".")[0], type(r).__name__] for *at, r in held if r],
+        "configs": [r.get_config() for *at, r in held if r],
+        "evaluated": model.evaluate(x, np.ones((4, 2)), verbose=0),
+    }
+"""
+
+PLAIN = (
+    MODEL
+    + """
+theirs, own = sys.argv[1:]
+model = build()
+for suffix in (".keras", ".h5"):
+    model.save(own + suffix)
+found = {"written": describe(model)}
+found |= {suffix: describe(keras.models.load_model(theirs + suffix)) for suffix in (".keras", ".h5")}
+assert not any(name.startswith("tfk_regularizers") for name in sys.modules)
+print(json.dumps(found))
+"""
+)
+
+
+@needs_host
+@pytest.mark.heavy
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file:UserWarning")
+def test_files_open_without_the_package_and_its_files_here(run_python, tmp_path):
+    namespace = {}
+    exec(MODEL, namespace)
+    build, describe = namespace["build"], namespace["describe"]
+    model, suffixes = build(), (".keras", ".h5")
+    model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
+    for suffix in suffixes:
+        model.save(tmp_path / f"ours{suffix}")
+    there = json.loads(run_python("-W", "ignore", "-c", PLAIN, tmp_path / "ours", tmp_path / "own").splitlines()[-1])
+    here = describe(model)
+    assert {module for *_, module, _ in here["classes"]} == {"tfk_regularizers"}
+
+    def alike(ours, plain):
+        assert [[*at, name] for *at, _, name in ours["classes"]] == [[*at, name] for *at, _, name in plain["classes"]]
+        for config, other in zip(ours["configs"], plain["configs"], strict=True):
+            assert config.keys() == other.keys()
+            for key, value in config.items():  # plain Keras 3 keeps the factor 0.01 in float32
+                assert value == other[key] or value == pytest.approx(other[key], rel=1e-7)
+        assert ours["evaluated"] == pytest.approx(plain["evaluated"], rel=1e-5)
+
+    for suffix in suffixes:
+        assert {module for *_, module, _ in there[suffix]["classes"]} == {"keras"}
+        alike(here, there[suffix])
+        loaded = keras.models.load_model(tmp_path / f"own{suffix}")
+        found = describe(loaded)
+        assert {module for *_, module, _ in found["classes"]} == {"tfk_regularizers"}
+        alike(found, there["written"])
+        if suffix == ".keras":  # a model from an .h5 file of Keras 3.15 has an optimizer of other variables
+            assert np.isfinite(loaded.train_on_batch(np.ones((4, 3)), np.ones((4, 2))))
+
+
+@needs_host
+def test_low_rank_adaptation():
+    """Under LoRA the two small kernels are penalized in the place of the frozen one, and stay so in a file."""
+    for regularizer in (None, "l1"):
+        layer = keras.layers.Dense(3, kernel_regularizer=regularizer, name="dense")
+        table = keras.layers.Embedding(5, 4, embeddings_regularizer=regularizer, name="table")
+        model = keras.Sequential([keras.Input((2,)), table, layer])
+        for one in (layer, table):
+            one.enable_lora(2)
+        paths = ["table/lora_embeddings_a", "table/lora_embeddings_b", "dense/lora_kernel_a", "dense/lora_kernel_b"]
+        keywords = dict.fromkeys(("kernel_regularizer", "embeddings_regularizer"), tfk.L2(0.5))
+        assert set(paths) <= set(tfk.set_regularizers(model, **keywords))
+        assert list(tfk.penalties(model)) == paths
+        squares = [0.5 * np.sum(np.square(weight)) for one in (table, layer) for weight in one.trainable_weights[-2:]]
+        other = type(model).from_config(model.get_config())
+        assert len(other.losses) == len(model.losses) == 4
+        tfk.set_regularizers(model, **dict.fromkeys(keywords))
+        assert model.losses == []
+        assert len(squares) == 4
+
+
+@needs_host
+def test_quantized_kernel_is_refused():
+    layer = keras.layers.Dense(3, kernel_regularizer="l2", name="dense")
+    model = keras.Sequential([keras.Input((4,)), layer])
+    layer.quantize("int8")
+    with pytest.raises(ValueError, match=r"cannot be the `kernel_regularizer` of 'dense/kernel'.*int8"):
+        tfk.set_regularizers(model, kernel_regularizer="l1")
+    assert model.losses == []
+
+
+@needs_host
+def test_projections_of_attention_follow_their_layer():
+    x = keras.Input((3, 4))
+    attention = keras.layers.MultiHeadAttention(2, 2, kernel_regularizer="l1", name="attention")
+    grouped = keras.layers.GroupQueryAttention(2, 2, 1, bias_regularizer="l1", name="grouped")
+    model = keras.Model(x, grouped(attention(x, x), x))
+    for regularizer, count in ((tfk.L2(0.5), 8), (None, 0)):
+        paths = tfk.set_regularizers(model, kernel_regularizer=regularizer, bias_regularizer=None)
+        assert len([path for path in paths if path.endswith("kernel")]) == 8
+        assert len(tfk.penalties(model)) == count
+        loaded = keras.Model.from_config(model.get_config())
+        assert len(loaded.losses) == count
+    with pytest.warns(UserWarning, match="`kernel_regularizer` back inside 'attention'"):
+        tfk.set_regularizers(model, kernel_regularizer="l2", where=lambda layer: layer.name == "query")
+
+
+@needs_host
+def test_frozen_weights_are_set_and_not_penalized():
+    """Keras 3 penalizes trainable weights only."""
+    hidden, head = keras.layers.Dense(3, name="hidden", trainable=False), keras.layers.Dense(1, name="head")
+    model = keras.Sequential([keras.Input((4,)), hidden, head])
+    assert tfk.set_regularizers(model, kernel_regularizer="l2") == ["hidden/kernel", "head/kernel"]
+    assert list(tfk.penalties(model)) == ["head/kernel"]
+    hidden.trainable = True
+    assert list(tfk.penalties(model)) == ["hidden/kernel", "head/kernel"]
+
+
+@keras.saving.register_keras_serializable("test_keras3")
+class Cubes(keras.regularizers.Regularizer):
+    """A regularizer as a user of Keras 3 writes one."""
+
+    def __init__(self, factor=0.5):
+        self.factor = factor
+
+    def __call__(self, x):
+        return self.factor * keras.ops.sum(keras.ops.abs(x) ** 3)
+
+    def get_config(self):
+        return {"factor": self.factor}
+
+
+@needs_host
+def test_regularizer_of_the_users_own(tmp_path):
+    """By its name, by its config, and as a term of a sum, which is saved and opens again."""
+    layer = keras.layers.Dense(2, kernel_initializer="ones", name="dense")
+    model = keras.Sequential([keras.Input((3,)), layer])
+    for given in ("test_keras3>Cubes", keras.regularizers.serialize(Cubes(0.5)), Cubes(0.5)):
+        tfk.set_regularizers(model, kernel_regularizer=given)
+        assert float(tfk.penalties(model)["dense/kernel"]) == 3.0
+    for total in (tfk.L2(0.5) + Cubes(0.5), Cubes(0.5) + tfk.L2(0.5)):
+        tfk.set_regularizers(model, kernel_regularizer=total)
+        model.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        assert list(map(float, tfk.penalties(loaded).values())) == [6.0]
+        assert {type(term) for term in loaded.layers[0].kernel_regularizer.regularizers} == {tfk.L2, Cubes}
+
+
+@needs_host
+def test_built_in_instances_from_before_are_named():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, kernel_regularizer=own("L2")(0.5), name="old")])
+    with pytest.warns(UserWarning, match="^Built-in regularizers of Keras 3 are in 'old': made, or the class imported"):
+        tfk.penalties(model)
+    with pytest.warns(UserWarning, match="^L2 is the built-in regularizer of Keras 3: made"):
+        tfk.get(own("L2")(0.5))
+
+
+@needs_host
+def test_tools_name_a_keras_3_that_is_too_old(monkeypatch):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, kernel_regularizer="l2")])
+    monkeypatch.setattr(keras, "__version__", "3.11.3")
+    message = r"for models of tf_keras, and of Keras 3\.12 or later on its TensorFlow backend\. .* of Keras 3\.11\.3 on"
+    for tool in (tfk.log_penalties, lambda model: tfk.set_regularizers(model, kernel_regularizer="l1")):
+        with pytest.raises(TypeError, match=message):
+            tool(model)
+    assert len(tfk.penalties(model)) == 1

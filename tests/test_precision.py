@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from differentiation import assert_close
-from libraries import IN_KERAS
+from libraries import IN_KERAS, KERASES, both_kerases
 from oracles import PENALTIES
 
 import tfk_regularizers as tfk
@@ -27,6 +27,9 @@ def as_before():
     floatx = tf_keras.backend.floatx()
     yield
     tf_keras.mixed_precision.set_global_policy(None)
+    for keras in KERASES.values():
+        if keras is not tf_keras:
+            keras.mixed_precision.set_global_policy("float32")
     tf_keras.backend.set_floatx(floatx)
 
 
@@ -48,16 +51,13 @@ def data(inputs):
     return away_from_zero((STEPS * BATCH, inputs), 1), away_from_zero((STEPS * BATCH, 4), 2)
 
 
-def build(module, name, places, *, units=24, inputs=12, policy=None):
+def build(module, name, places, *, units=24, inputs=12, policy=None, keras=tf_keras):
     """A model whose first layer has the penalty in these places; its outputs are positive, so theirs has no kink."""
     if policy is not None:
-        tf_keras.mixed_precision.set_global_policy(policy)
+        keras.mixed_precision.set_global_policy(policy)
     regularizers = {f"{place}_regularizer": PENALTIES[name][0](module) for place in places}
-    layers = [
-        tf_keras.layers.Dense(units, "sigmoid", input_shape=(inputs,), **regularizers),
-        tf_keras.layers.Dense(4),
-    ]
-    model = tf_keras.Sequential(layers)
+    hidden = keras.layers.Dense(units, "sigmoid", **regularizers)
+    model = keras.Sequential([keras.Input((inputs,)), hidden, keras.layers.Dense(4)])
     shapes = [weight.shape for weight in model.get_weights()]
     model.set_weights([away_from_zero(shape, 3 + i) / np.sqrt(shape[0]) for i, shape in enumerate(shapes)])
     return model
@@ -68,7 +68,8 @@ def fitted(model):
     x, y = data(model.input_shape[1])
     before = [weight.astype("float64") for weight in model.get_weights()]
     units = model.layers[0].units
-    model.compile(tf_keras.optimizers.SGD(1.2 / units), "mse")  # the larger the gradient of the outputs, the smaller
+    keras = tf_keras if isinstance(model, tf_keras.Model) else KERASES["Keras 3"]
+    model.compile(keras.optimizers.SGD(1.2 / units), "mse")  # the larger the gradient of the outputs, the smaller
     losses = [model.train_on_batch(*batch) for batch in zip(np.split(x, STEPS), np.split(y, STEPS), strict=True)]
     return np.array(losses), before, [weight.astype("float64") for weight in model.get_weights()]
 
@@ -103,13 +104,15 @@ def assert_trained_alike(name, places, policy, weights_are_halves=False, **sizes
 @pytest.mark.parametrize("place", ["kernel", "activity"])
 @penalties
 @pytest.mark.light(policy=["mixed_float16"], place=["kernel"], name=["l1_l2", "columns"])
-def test_mixed_precision_trains_as_float32(name, place, policy):
-    model = assert_trained_alike(name, (place,), policy)
-    scaled = isinstance(model.optimizer, tf_keras.mixed_precision.LossScaleOptimizer)
+@both_kerases
+def test_mixed_precision_trains_as_float32(name, place, policy, keras):
+    model = assert_trained_alike(name, (place,), policy, keras=keras)
+    scaled = isinstance(model.optimizer, keras.mixed_precision.LossScaleOptimizer)
     assert scaled == (policy == "mixed_float16")
     if scaled:  # no gradient was infinite: no step has been skipped, no scale lowered
         assert int(model.optimizer.iterations) == STEPS
-        assert float(model.optimizer.loss_scale) == model.optimizer.initial_scale
+        scale = model.optimizer.loss_scale if keras is tf_keras else model.optimizer.dynamic_scale
+        assert float(scale) == model.optimizer.initial_scale
 
 
 @mixed
@@ -123,16 +126,18 @@ def test_mixed_precision_of_a_wide_layer(name, policy, monkeypatch):
 
 @penalties
 @pytest.mark.heavy
-def test_pure_float16_trains_as_float32(name):
-    model = assert_trained_alike(name, ("kernel", "activity"), "float16", weights_are_halves=True)
+@both_kerases
+def test_pure_float16_trains_as_float32(name, keras):
+    model = assert_trained_alike(name, ("kernel", "activity"), "float16", weights_are_halves=True, keras=keras)
     assert {weight.dtype for weight in model.get_weights()} == {np.dtype("float16")}
 
 
 @pytest.mark.parametrize("policy", ROUNDOFF)
 @penalties
-def test_penalties_of_a_half_model_are_float32_and_right(name, policy):
+@both_kerases
+def test_penalties_of_a_half_model_are_float32_and_right(name, policy, keras):
     """Kernels arrive as they are stored, activities as halves; the penalty of what arrives has float32's error."""
-    model = build(tfk, name, ("kernel", "activity"), policy=policy)
+    model = build(tfk, name, ("kernel", "activity"), policy=policy, keras=keras)
     layer = model.layers[0]
     x, _ = data(12)
     outputs = layer(x[:BATCH])

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import pickle
 import sys
 import warnings
 
@@ -9,7 +10,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from conftest import BUILTIN
-from libraries import needs_keras3
+from libraries import needs_host
 from tensorflow.python.util import tf_export
 
 import tfk_regularizers as tfk
@@ -31,8 +32,12 @@ def state(builtin):
         registry = sys.modules[keras.saving.get_registered_name.__module__]
         tables.update({(keras.__name__, k): v for k, v in vars(registry).items() if "GLOBAL_CUSTOM" in k})
     tables["strings of Keras 3"] = getattr(sys.modules.get("keras.src.regularizers"), "ALL_OBJECTS_DICT", {})
-    exports = {k: v for k, v in tf_export._NAME_TO_SYMBOL_MAPPING.items() if "regularizers" in k}
-    return {name: dict(table) for name, table in tables.items()} | {"exports": exports}
+    for name, table in vars(sys.modules.get("keras.src.api_export", sys)).items():
+        if name.startswith("REGISTERED"):
+            tables[name] = {k: v for k, v in table.items() if "egularizer" in f"{k} {v}"}
+    tables["exports"] = {k: v for k, v in tf_export._NAME_TO_SYMBOL_MAPPING.items() if "regularizers" in k}
+    # Python gives a class its `__annotations__` when they are read.
+    return {name: {k: v for k, v in table.items() if k != "__annotations__"} for name, table in tables.items()}
 
 
 def changes(before, builtin):
@@ -355,43 +360,124 @@ def test_import_before_any_other_does_not_warn(run_python):
 # Keras 3
 
 
-@needs_keras3
-@pytest.mark.usefixtures("restored")
-def test_keras_3_resolves_the_string_l1_l2():
-    layer = tf.keras.layers.Dense(3, kernel_regularizer="l1_l2")
-    assert repr(layer.kernel_regularizer) == "L1L2(l1=0.01, l2=0.01)"
-    assert type(tf.keras.layers.Dense.from_config(layer.get_config()).kernel_regularizer) is tfk.L1L2
-    for string in ("l1", "l2", "L1", "L2", "L1L2", "orthogonal_regularizer", "OrthogonalRegularizer"):
-        regularizer = tf.keras.layers.Dense(3, kernel_regularizer=string).kernel_regularizer
-        assert type(regularizer).__module__.startswith("keras.")
+NAMES_IN_KERAS_3 = {
+    **{name: getattr(tfk, name) for cls in CLASSES for name in [cls.__name__]},
+    **{"l1": tfk.L1, "l2": tfk.L2, "l1_l2": tfk.L1L2, "orthogonal_regularizer": tfk.OrthogonalRegularizer},
+}
 
 
-@needs_keras3
+@needs_host
+def test_strings_classes_configs_and_modules_of_keras_3_give_ours():
+    import keras as itself
+    import tensorflow.keras.regularizers as imported
+    from keras._tf_keras.keras import regularizers as facade
+    from keras.src import regularizers as source
+
+    for module in (tf.keras.regularizers, itself.regularizers, imported, facade):
+        assert all(getattr(module, name) is cls for name, cls in NAMES_IN_KERAS_3.items()), module
+    assert all(getattr(source, cls.__name__) is cls for cls in CLASSES)
+    for layer in (tf.keras.layers.Dense, itself.layers.Dense):
+        for string, cls in NAMES_IN_KERAS_3.items():
+            regularizer = layer(3, kernel_regularizer=string).kernel_regularizer
+            assert repr(regularizer) == repr(tfk.l1_l2() if string == "l1_l2" else cls())
+    for cls in CLASSES:
+        config = itself.regularizers.serialize(cls())
+        module, factors = "keras.regularizers", cls().get_config()
+        assert config == {"module": module, "class_name": cls.__name__, "config": factors, "registered_name": None}
+        legacy = {"class_name": cls.__name__, "config": factors}
+        older = config | {"module": "tfk_regularizers", "registered_name": f"tfk_regularizers>{cls.__name__}"}
+        for each in (config, legacy, older):
+            assert type(itself.regularizers.get(each)) is cls
+            assert itself.regularizers.get(each).get_config() == factors
+
+
+@needs_host
+def test_what_keras_3_has_of_its_own_keeps_its_meaning():
+    regularizers = tf.keras.regularizers
+    assert repr(regularizers.get("l1l2")) == repr(regularizers.l1_l2()) == "L1L2(l1=0.0, l2=0.0)"
+    for function in (regularizers.get, regularizers.serialize, regularizers.deserialize):
+        assert function.__module__ == "keras.src.regularizers"
+    with pytest.raises(ValueError, match="Could not interpret regularizer identifier: l3"):
+        tf.keras.layers.Dense(3, kernel_regularizer="l3")
+
+
+@needs_host
+def test_a_built_in_instance_of_keras_3_pickles():
+    """Its class stays where pickle looks for it."""
+    source = sys.modules[tf.keras.regularizers.Regularizer.__module__]
+    assert source.L2 is not tfk.L2
+    assert type(pickle.loads(pickle.dumps(source.L2(0.5)))) is source.L2
+    layer = tf.keras.layers.Dense(2, kernel_regularizer=source.L2(0.5))
+    assert layer.get_config()["kernel_regularizer"]["module"] == "keras.regularizers"
+
+
+@needs_host
 @pytest.mark.usefixtures("restored")
-def test_rest_of_keras_3_is_untouched():
-    table, saving = sys.modules["keras.src.regularizers"].ALL_OBJECTS_DICT, sys.modules["keras"].saving
-    strings, facade, objects = dict(table), dict(vars(tf.keras.regularizers)), dict(saving.get_custom_objects())
+def test_keras_3_can_be_left_out():
+    source = sys.modules[tf.keras.regularizers.Regularizer.__module__]
     tfk.unregister()
-    assert set(strings) - set(table) == {"l1_l2"}
-    assert all(strings[name] is table[name] for name in table)
-    assert facade == dict(vars(tf.keras.regularizers))
-    new = (tfk.SampledOrthogonalRegularizer, tfk.SoftOrthogonalRegularizer, tfk.GroupLasso, tfk.Sum)
-    ours = {f"tfk_regularizers>{cls.__name__}" for cls in (*CLASSES, *new)}
-    assert set(objects) - set(saving.get_custom_objects()) == ours
-    assert saving.get_registered_name(tfk.L2) == "L2"
-
-
-@needs_keras3
-@pytest.mark.usefixtures("restored")
-def test_keras_3_that_has_the_string_or_has_no_table_of_strings(monkeypatch):
-    keras, source = tf.keras.regularizers, sys.modules["keras.src.regularizers"]
-    tfk.unregister()
-    monkeypatch.setitem(source.ALL_OBJECTS_DICT, "l1_l2", keras.L1)
+    before = state({})
+    tfk.register(keras3=False)
+    assert tf_keras.regularizers.L2 is tfk.L2
+    assert type(tf.keras.layers.Dense(3, kernel_regularizer="l2").kernel_regularizer) is source.L2
+    touched = {change.partition(" ")[0] for change in changes(before, {})}
+    assert all(name.startswith(("tf_keras", "exports", "('tf_keras'")) for name in touched), touched
     tfk.register()
-    assert type(keras.get("l1_l2")) is keras.L1
+    tfk.register(keras3=False)
+    assert {change.partition(" ")[0] for change in changes(before, {})} == touched
+    with pytest.raises(ValueError, match=r"argument `keras3`\. Expected True or False"):
+        tfk.register(keras3="no")
+    assert tf.keras.regularizers.L2 is source.L2
+
+
+@needs_host
+@pytest.mark.usefixtures("restored")
+def test_a_string_that_keras_3_already_has_stays(monkeypatch):
+    class Mine(tf.keras.regularizers.Regularizer):
+        pass
+
+    strings = sys.modules["keras.src.regularizers"].ALL_OBJECTS_DICT
     tfk.unregister()
-    assert source.ALL_OBJECTS_DICT["l1_l2"] is keras.L1
-    monkeypatch.delattr(source, "ALL_OBJECTS_DICT")
+    monkeypatch.setitem(strings, "l1_l2", Mine)
     tfk.register()
+    assert type(tf.keras.regularizers.get("l1_l2")) is Mine
+    tfk.unregister()
+    assert strings["l1_l2"] is Mine
+
+
+@needs_host
+@pytest.mark.parametrize("missing", ["ALL_OBJECTS_DICT", "api_export"])
+@pytest.mark.usefixtures("restored")
+def test_keras_3_with_other_tables_keeps_its_own_and_tf_keras_gets_ours(missing, monkeypatch):
+    registry = sys.modules["tfk_regularizers._keras.keras3.registry"]
+    tfk.unregister()
+    before = state({})
+    owner = registry.regularizers if missing == "ALL_OBJECTS_DICT" else registry
+    with monkeypatch.context() as patch:
+        patch.delattr(owner, missing)
+        with pytest.warns(UserWarning, match=r"^Keras 3\.\S+ keeps its own regularizers: .*Error"):
+            tfk.register()
     assert type(tf_keras.regularizers.get("l1_l2")) is tfk.L1L2
-    tfk.unregister()
+    touched = {change.partition(" ")[0] for change in changes(before, {})}
+    assert all(name.startswith(("tf_keras", "exports", "('tf_keras'")) for name in touched), touched
+
+
+OLDER = """
+import keras, tf_keras
+{before}
+import tfk_regularizers as tfk
+print(type(keras.layers.Dense(2, kernel_regularizer="l2").kernel_regularizer).__module__.partition(".")[0])
+print(keras.regularizers.L2 is tfk.L2, tf_keras.regularizers.L2 is tfk.L2)
+"""
+
+
+@needs_host
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("before", "environment"),
+    [("keras.__version__ = '3.11.3'", {}), ("", {"TF_USE_LEGACY_KERAS": "1"})],
+    ids=["an older Keras 3", "legacy Keras"],
+)
+def test_keras_3_that_keeps_its_own(run_python, before, environment):
+    said = run_python("-c", OLDER.format(before=before), TF_CPP_MIN_LOG_LEVEL="3", **environment)
+    assert said == "keras\nFalse True\n"

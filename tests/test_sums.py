@@ -218,7 +218,6 @@ REFUSED = {
     "list": [L2()],
     "class": L2,
     "dict": {"class_name": "L2", "config": {}},
-    **({} if KERAS3 is None else {"Keras 3": KERAS3.regularizers.L2(0.5)}),
 }
 BAD_CONFIGS = [
     ({}, "regularizers"),

@@ -1,5 +1,6 @@
 """Putting this package's regularizers in the place of the built-in ones, and back."""
 
+import contextlib
 import warnings
 from types import ModuleType
 from typing import Any
@@ -90,6 +91,7 @@ def unregister() -> None:
     >>> tf_keras.regularizers.L2 is L2
     True
     """
+    _unregister_in_keras3()  # first, for what is found in `tensorflow.keras` afterwards is tf_keras's
     for builtin in registry.REPLACED.values():
         registry.export_like(builtin, builtin)
     registry.replace_everywhere([(_OURS[name], builtin) for name, builtin in registry.REPLACED.items()])
@@ -98,14 +100,13 @@ def unregister() -> None:
     registry.REPLACED.clear()
     builtin_warnings.REPLACED.clear()
     _forget_custom_objects(tf_keras)
-    _unregister_in_keras3()
 
 
 def _register_in_keras3(keras: Any) -> None:
     """Register in Keras 3 on TensorFlow: in the place of its classes, or as custom objects beside them."""
-    from tfk_regularizers._keras.keras3 import registry as registry3
-
     try:
+        from tfk_regularizers._keras.keras3 import registry as registry3
+
         for cls in (*KERAS_PENALTIES, *NEW_PENALTIES):
             if versions.is_host(keras) and cls in KERAS_PENALTIES:
                 _register_for_reading(keras, cls)
@@ -127,14 +128,16 @@ def _register_in_keras3(keras: Any) -> None:
 
 def _unregister_in_keras3() -> None:
     keras = versions.keras3()
-    if keras is not None:
+    if keras is None:
+        return
+    _forget_custom_objects(keras)
+    with contextlib.suppress(ImportError):  # of a Keras 3 in which nothing could be registered
         from tfk_regularizers._keras.keras3 import registry as registry3
 
         for builtin in registry3.REPLACED:
             builtin_warnings.REPLACED.pop(builtin, None)
         registry3.restore()
         registry3.remove_string("l1_l2", _DefaultL1L2)
-        _forget_custom_objects(keras)
 
 
 def _register_for_reading(keras: ModuleType, cls: type) -> None:

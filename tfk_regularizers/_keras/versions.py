@@ -45,11 +45,17 @@ def regularizer_bases() -> tuple[type, ...]:
 
 
 def keras3_regularizers() -> dict[str, Any]:
-    """The regularizer classes of the user's own that are registered in Keras 3, by their plain names."""
+    """The regularizer classes of the user's own that are registered in Keras 3, also by names without a package."""
     keras = keras3()
-    classes = filter(inspect.isclass, keras.saving.get_custom_objects().values()) if keras else ()
-    own = [cls for cls in classes if cls.__module__.partition(".")[0] != "tfk_regularizers"]
-    return {cls.__name__: cls for cls in own if issubclass(cls, regularizer_bases())}
+    found = {name: cls for name, cls in keras.saving.get_custom_objects().items() if _is_own(cls)} if keras else {}
+    taken = {name.rpartition(">")[2] for name in tf_keras.saving.get_custom_objects()}
+    return found | {cls.__name__: cls for cls in found.values() if cls.__name__ not in taken}
+
+
+def _is_own(cls: Any) -> bool:
+    """Whether this is a class of regularizers of the user's own."""
+    is_class = inspect.isclass(cls) and issubclass(cls, regularizer_bases())
+    return is_class and cls.__module__.partition(".")[0] != "tfk_regularizers"
 
 
 def serialize(regularizer: Any) -> Any:

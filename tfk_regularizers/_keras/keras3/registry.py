@@ -30,7 +30,8 @@ def replace(classes: tuple[type, ...]) -> None:
 
 def restore() -> None:
     """Put the built-in classes back."""
-    _rebind({ours: builtin for builtin, ours in REPLACED.items()})
+    if REPLACED:
+        _rebind({ours: builtin for builtin, ours in REPLACED.items()})
     for ours in REPLACED.values():
         api_export.REGISTERED_OBJS_TO_NAMES.pop(ours, None)
     REPLACED.clear()
@@ -54,5 +55,6 @@ def add_string(name: str, cls: type) -> None:
 
 def remove_string(name: str, cls: type) -> None:
     """Undo `add_string`."""
-    if regularizers.ALL_OBJECTS_DICT.get(name) is cls:
-        del regularizers.ALL_OBJECTS_DICT[name]
+    strings = getattr(regularizers, "ALL_OBJECTS_DICT", {})
+    if strings.get(name) is cls:
+        del strings[name]
