@@ -1,11 +1,16 @@
 """Which module may use private parts of Keras and TensorFlow, and which may import which."""
 
 import ast
+import importlib
+import inspect
 import pathlib
+import re
 
 import pytest
+from libraries import KERAS3
 
 import tfk_regularizers as tfk
+from tfk_regularizers._keras import hosts
 
 ROOT = pathlib.Path(tfk.__file__).parent
 MODULES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8")) for path in ROOT.rglob("*.py")}
@@ -62,3 +67,32 @@ def test_no_module_walks_frames_or_changes_classes():
         assert forbidden.isdisjoint(node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)), module
         targets = [target for node in ast.walk(tree) if isinstance(node, ast.Assign) for target in node.targets]
         assert not [target for target in targets if ast.unparse(target).endswith(".__class__")], module
+
+
+def test_both_hosts_have_the_functions_of_the_protocol():
+    methods = {name: value for name, value in vars(hosts.Host).items() if not name.startswith("_")}
+    for host in (hosts.keras2, *([importlib.import_module(f"{hosts.__package__}.keras3")] if KERAS3 else [])):
+        assert sorted(host.__all__) == sorted(methods)
+        for name, method in methods.items():
+            first, *expected = inspect.signature(method).parameters
+            assert first == "self"
+            assert list(inspect.signature(getattr(host, name)).parameters) == expected, name
+
+
+def test_hosts_are_chosen_in_one_place():
+    """Only registration and `hosts` name one of the two; they know neither each other nor what is above them."""
+    for module, tree in MODULES.items():
+        own = [name.partition(".")[2] for name in imports(tree) if name.startswith("tfk_regularizers")]
+        if not module.startswith(("_keras/keras2/", "_keras/keras3/", "_keras/hosts.py", "_registration.py")):
+            assert [name for name in own if re.match(r"_keras\.keras[23]\b(?!\.registry)", name)] == [], module
+        for host, other in (("keras2", "keras3"), ("keras3", "keras2")):
+            if module.startswith(f"_keras/{host}/"):
+                above = (
+                    "_models",
+                    "_scheduler",
+                    "_log_penalties",
+                    "_keras.hosts",
+                    "_keras.regularization",
+                    "_keras.targets",
+                )
+                assert [name for name in own if name.startswith((f"_keras.{other}", *above))] == [], module

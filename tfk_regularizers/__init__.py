@@ -1,19 +1,23 @@
-"""Drop-in regularizers for tf_keras: `import tfk_regularizers`, and every weight regularizer is one of these.
+"""Drop-in regularizers for Keras on TensorFlow: import this, and every weight regularizer is one of these.
 
-Import it first. From then on the regularizers of tf_keras are those of this package, by string, by class and in files:
+Import it first. From then on the regularizers of `tf_keras` (Keras 2) and of `tf.keras` (Keras 3) are those of this
+package, by string, by class and in files:
 
 >>> import tfk_regularizers as tfk
->>> import tf_keras
->>> layer = tf_keras.layers.Dense(3, kernel_regularizer="l2", kernel_initializer="ones")
->>> head = tf_keras.layers.Dense(1, kernel_regularizer=tfk.L1(0.1) + tfk.L2(0.01), kernel_initializer="ones")
->>> model = tf_keras.Sequential([layer, head])
+>>> import tensorflow as tf
+>>> layer = tf.keras.layers.Dense(3, kernel_regularizer="l2", kernel_initializer="ones")
+>>> head = tf.keras.layers.Dense(1, kernel_regularizer=tfk.L1(0.1) + tfk.L2(0.01), kernel_initializer="ones")
+>>> model = tf.keras.Sequential([layer, head])
 >>> model.build((None, 4))
 >>> layer.kernel_regularizer, head.kernel_regularizer
 (L2(l2=0.01), L1L2(l1=0.1, l2=0.01))
 >>> [round(float(penalty), 4) for penalty in tfk.penalties(model).values()]
 [0.12, 0.33]
 
-Penalties, of which tf_keras has the first four too:
+`tf.keras` is the same as `keras`. It has to be Keras 3.12 or later, on its TensorFlow backend. An older Keras 3, and
+one beside tf_keras under `TF_USE_LEGACY_KERAS=1`, keep their own regularizers; instances of these classes work there.
+
+Penalties, of which Keras has the first four too:
 
 - `L1`: l1 * Σ|x|, towards few weights. Also `l1`.
 - `L2`: l2 * Σx², towards small weights. Also `l2`.
@@ -24,7 +28,7 @@ Penalties, of which tf_keras has the first four too:
 - `GroupLasso`: the lengths of columns or rows, which takes whole units to zero.
 - `Sum`: several penalties on one weight, as `L2(0.1) + GroupLasso(0.01)` gives it.
 
-What acts on a model:
+What acts on a model of either Keras:
 
 - `set_regularizers`: sets, replaces or removes regularizers of a built model.
 - `penalties`: the penalty of each weight, by its path.
@@ -39,11 +43,11 @@ For a penalty of your own:
 
 - `Penalty`: a base class with checked factors, variables as factors, configs and sums.
 - `Factor`, `Argument`: declare the arguments of a `Penalty`.
-- `Regularizer`: the plain base class of tf_keras.
+- `Regularizer`: the plain base class of tf_keras. Keras 3 has one of its own, which works in its models.
 
-In the place of tf_keras's own:
+In the place of Keras's own:
 
-- `register`, which the import has called; `unregister` puts the built-ins back.
+- `register`, which the import has called; `register(keras3=False)` is for tf_keras alone; `unregister` puts all back.
 """
 
 from tf_keras.regularizers import Regularizer

@@ -3,8 +3,6 @@
 import contextlib
 from typing import Any
 
-import tf_keras
-
 from tfk_regularizers._keras import tree, versions
 from tfk_regularizers._keras.hosts import checked_host
 from tfk_regularizers._penalties.arguments import check_bool
@@ -17,14 +15,15 @@ class PenaltyLog(contextlib.ExitStack):
         return "<PenaltyLog: data_loss and penalty are logged until `close` or the next `compile`>"
 
 
-def log_penalties(model: tf_keras.Model, per_weight: bool = False) -> PenaltyLog:
+def log_penalties(model: Any, per_weight: bool = False) -> PenaltyLog:
     """Logs the data loss and the penalty of a compiled model beside `loss`, which is their sum.
 
     Afterwards Keras shows `data_loss` and `penalty` wherever it shows `loss`: in `fit` and its history, `evaluate`, the
     progress bar, `CSVLogger` and `TensorBoard`. With validation data there are `val_data_loss` and `val_penalty` too,
     so `EarlyStopping(monitor="val_data_loss")` works. `penalty` is the sum of `model.losses`: the penalties of weights
     and of activities, and what `add_loss` was given. `data_loss` is what the compiled loss returns without it. Both are
-    metrics that Keras averages over batches as it averages `loss`, by their sizes.
+    metrics that Keras averages over batches as it averages `loss`, by their sizes. (In Keras 3, what a `compute_loss`
+    of the model's own adds to that of Keras is a part of `data_loss`.)
 
     They stay until the next `compile`, as other metrics do. In a `with` statement they end with its block, also after
     an error or Ctrl-C:
@@ -39,7 +38,8 @@ def log_penalties(model: tf_keras.Model, per_weight: bool = False) -> PenaltyLog
     Cost: a metric's update for each part and step, about 30 µs on two CPU cores.
 
     Args:
-        model: A compiled tf_keras model. Call this outside of a running `fit`.
+        model: A compiled model of tf_keras, or of Keras 3.12 or later on its TensorFlow backend. Call this outside of a
+            running `fit`.
         per_weight: Whether to log the penalty of each regularized weight as well, under its path, as `penalties`
             returns it. The names follow `set_regularizers`. Defaults to False.
 
@@ -47,11 +47,12 @@ def log_penalties(model: tf_keras.Model, per_weight: bool = False) -> PenaltyLog
         A context manager with a method `close`.
 
     Raises:
-        TypeError: If `model` is not a tf_keras model, for instance a Keras 3 model.
+        TypeError: If `model` is no such model.
         ValueError: If the model is not compiled; if `per_weight` is not a bool, or is True and the model has no weights
-            yet; or if a `train_step` of its own computes the loss without `compute_loss` and `compiled_loss`. When a
-            step is traced, before it changes a weight: if it calls `compiled_loss` without the penalties, or if a
-            metric, an output or a weight has the name of a part.
+            yet; or if a `train_step` of its own computes the loss without `compute_loss` and `compiled_loss` (in Keras
+            3 when the step is traced, or at the end of the first epoch). When a step is traced, before it changes a
+            weight: if it calls `compiled_loss` without the penalties, if a `compute_loss` of its own does without that
+            of Keras, or if a metric, an output or a weight has the name of a part.
         RuntimeError: In TensorFlow 1 graphs.
 
     >>> import tensorflow as tf, tf_keras

@@ -18,9 +18,9 @@ Identifier: TypeAlias = str | dict[str, Any] | Callable[[Any], Any] | None
 
 
 def set_regularizers(
-    model: tf_keras.Model, *, where: Callable[[Any], bool] | None = None, **regularizers: Identifier
+    model: Any, *, where: Callable[[Any], bool] | None = None, **regularizers: Identifier
 ) -> list[str]:
-    """Sets, replaces or removes regularizers on the layers of a built tf_keras model, in place.
+    """Sets, replaces or removes regularizers on the layers of a built model, in place.
 
     `model.losses` is right at once: no rebuild, no reload, weights and optimizer state untouched. The next `fit` of
     `model` trains with the change, even if its step was traced before. A step of a compiled model around `model`, or a
@@ -28,21 +28,25 @@ def set_regularizers(
     If `model` is not compiled itself, a warning says so where a penalty of this package is replaced. Where there was no
     penalty, Keras leaves no sign of a trace.
 
-    Saving to `.keras`, `.h5` or a SavedModel carries the change for Sequential and Functional models of tf_keras
-    layers; a subclassed model or layer carries what its own `get_config` carries. If that has a regularizer under the
-    same keyword, which the layer has passed on to layers inside it, it follows. A warning names the layer where this is
-    not certain.
+    Saving to `.keras` or `.h5` (with tf_keras a SavedModel too) carries the change for Sequential and Functional models
+    of Keras's layers; a subclassed model or layer carries what its own `get_config` carries. If that has a regularizer
+    under the same keyword, which the layer has passed on to layers inside it, it follows. A warning names the layer
+    where this is not certain.
 
     Each keyword names an attribute of layers, as Keras's constructors do, and changes the weights that the layer
     penalizes by it; if there are none yet, the weight of that name (`kernel`, or those whose names begin with
     `kernel_`). A layer that has the attribute without the weight (`kernel_regularizer` of a `DepthwiseConv2D`) stays as
     it is.
     `activity_regularizer` means the output of the layers that take it by name and save it (not an `EinsumDense`, which
-    drops it). Layers inside nested models, wrappers and RNN layers are reached too, and shared layers once. Frozen
-    layers (`trainable=False`) are penalized like others, as tf_keras does; `where` can leave them out.
+    drops it). Layers inside nested models, wrappers and RNN layers are reached too, and shared layers once.
+
+    Frozen layers (`trainable=False`) are changed too: tf_keras penalizes them like others, Keras 3 only once they are
+    trainable; `where` can leave them out. In Keras 3, `depthwise_regularizer` means the kernel of a `DepthwiseConv2D`,
+    and where LoRA is enabled, `kernel_regularizer` means the two small kernels that are trained.
 
     Args:
-        model: A tf_keras model that has its weights, compiled or not.
+        model: A model of tf_keras, or of Keras 3.12 or later on its TensorFlow backend. It must have its weights, and
+            may be compiled or not.
         where: A function of a layer that returns whether to change it; `None` means all layers. A layer
             that is part of another layer (a cell of an RNN layer, what a wrapper wraps, a projection of a
             `MultiHeadAttention`) is changed if `where` passes for it or for the layer around it; a nested model is no
@@ -58,15 +62,15 @@ def set_regularizers(
 
     Warns:
         UserWarning: If a traced step keeps penalties that are replaced, if a file brings them back (a part of the
-            projections of a `MultiHeadAttention`, which saves one regularizer for all), or if a built-in regularizer of
-            tf_keras, from before the import, is in the model afterwards.
+            projections of a `MultiHeadAttention`, which saves one regularizer for all), or if a built-in regularizer
+            from before the import is in the model afterwards.
 
     Raises:
-        TypeError: If `model` is not a tf_keras model, a Keras 3 one for instance.
+        TypeError: If `model` is no such model.
         ValueError: If the model or a layer to change has no weights yet, if a keyword matches nothing, if a
             regularizer fails or gives no scalar on one of its weights, or if a layer to change was loaded from a
             SavedModel without its class.
-        NotImplementedError: If a regularizer without `get_config` is to be set inside a `Bidirectional`.
+        NotImplementedError: If a regularizer without `get_config` is to be set inside a `Bidirectional` of tf_keras.
         RuntimeError: In TensorFlow 1 graphs.
 
     After an error the model is exactly as it was.
@@ -101,8 +105,8 @@ def penalties(model: Any) -> dict[str, tf.Tensor]:
     """Returns the current penalty of each regularized weight of a model.
 
     The values are what Keras adds to the loss: they sum to `sum(model.losses)` as long as there is neither an activity
-    regularizer nor an `add_loss`, which belong to no weight. (A `SampledOrthogonalRegularizer` draws
-    afresh at each reading.)
+    regularizer nor an `add_loss`, which belong to no weight. Keras 3 does not penalize frozen weights. (A
+    `SampledOrthogonalRegularizer` draws afresh at each reading.)
 
     A custom training loop adds the penalties to the loss itself. Under a strategy each replica computes them and the
     gradients of the replicas are added up, so each takes its share; the loop equals `fit`, on any number of replicas:
@@ -129,8 +133,7 @@ def penalties(model: Any) -> dict[str, tf.Tensor]:
     are told apart by `_1`, `_2` and so on, and so are weights of one layer.
 
     Args:
-        model: A model of tf_keras or of Keras 3 that has its weights. (Keras 3 does not penalize weights of frozen
-            layers.)
+        model: A model of tf_keras or of Keras 3 that has its weights.
 
     Returns:
         A dict, in the order of the layers, from the path of each regularized weight, the names of the layers around it
@@ -138,7 +141,7 @@ def penalties(model: Any) -> dict[str, tf.Tensor]:
         inside a `tf.function`.
 
     Warns:
-        UserWarning: If a built-in regularizer of tf_keras, from before the import, is in the model.
+        UserWarning: If a built-in regularizer from before the import is in the model.
 
     Raises:
         TypeError: If `model` is not a Keras model.

@@ -21,10 +21,10 @@ from tfk_regularizers._penalties.factors import factor_value, is_factor_variable
 class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc]
     """Lets a factor of a model's penalties follow a schedule, as `LearningRateScheduler` does with the learning rate.
 
-    The model needs no preparation: when training begins, the numbers to change become variables, which traced and
-    compiled steps read anew, and the model traces its steps once more. After `fit` they stay variables that hold the
-    last scheduled value, so the next `fit` goes on without another trace. Files hold the current number. Factors that
-    are variables already are assigned.
+    It is a callback for models of tf_keras, and of Keras 3. The model needs no preparation: when training begins, the
+    numbers to change become variables, which traced and compiled steps read anew, and the model traces its steps once
+    more. After `fit` they stay variables that hold the last scheduled value, so the next `fit` goes on without another
+    trace. Files hold the current number. Factors that are variables already are assigned.
 
     Regularizers of weights and of activities are reached, in nested models, wrappers, RNN cells and
     `MultiHeadAttention`, and as terms of sums. An instance that several layers share has one factor, in other models
@@ -55,7 +55,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
             this package was imported), one of a layer that was loaded from a SavedModel without its class, or one
             shared with a layer that `where` leaves out. From `fit`, if the schedule gives no finite number; the factor
             is then as before.
-        TypeError: When the model is not a tf_keras model (for instance a Keras 3 model).
+        TypeError: When the model is neither of tf_keras nor of Keras 3.12 or later on its TensorFlow backend.
         RuntimeError: When training begins, in TensorFlow 1 graphs.
 
     >>> import tensorflow as tf, tf_keras

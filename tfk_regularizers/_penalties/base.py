@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import tensorflow as tf
-import tf_keras
 
 from tfk_regularizers._keras import versions
 from tfk_regularizers._penalties.arguments import READ_IN_GRAPH, argument_names, saved_value
@@ -29,7 +28,7 @@ class Penalty(*versions.regularizer_bases()):  # type: ignore[misc]
 
     To save models with it, register the class, as with any Keras object. If `__call__` has no `if` or loop on a
     tensor, decorate it with `tf.autograph.experimental.do_not_convert`: then tracing takes milliseconds, without
-    AutoGraph. A plain subclass of `tf_keras.regularizers.Regularizer` works as well, in sums too.
+    AutoGraph. A plain subclass of the `Regularizer` of tf_keras or Keras 3 works as well, in sums too.
 
     Raises:
         NotImplementedError: When called, if the subclass has no `__call__`; from `get_config`, if the constructor
@@ -79,7 +78,7 @@ class Penalty(*versions.regularizer_bases()):  # type: ignore[misc]
         state = {name: saved_value(self, name, value) for name, value in reduced[2].items() if name != READ_IN_GRAPH}
         return (*reduced[:2], state, *reduced[3:])
 
-    def __add__(self, other: tf_keras.regularizers.Regularizer) -> "Penalty":
+    def __add__(self, other: Callable[[Any], Any]) -> "Penalty":
         from tfk_regularizers._penalties.sums import add  # which imports this module
 
         return add(self, other)

@@ -30,7 +30,7 @@ class L1(Penalty):
 
     May be passed to a layer as the string `"l1"`, which means `L1(l1=0.01)`.
 
-    Differs from tf_keras: the factor stays a Python float, float16 and bfloat16 are summed in float32 and give a
+    Differs from Keras's own: the factor stays a Python float, float16 and bfloat16 are summed in float32 and give a
     float32 result, and large sums keep their digits under XLA.
 
     Args:
@@ -74,7 +74,7 @@ class L2(Penalty):
 
     May be passed to a layer as the string `"l2"`, which means `L2(l2=0.01)`.
 
-    Differs from tf_keras: the factor stays a Python float, complex and ragged tensors work, float16 and bfloat16 are
+    Differs from Keras's own: the factor stays a Python float, complex and ragged tensors work, float16 and bfloat16 are
     summed in float32 and give a float32 result, and large sums keep their digits under XLA.
 
     Args:
@@ -147,7 +147,7 @@ class L1L2(Penalty):
 
     The string `"l1_l2"` means `L1L2(l1=0.01, l2=0.01)`. The string `"L1L2"` means `L1L2()`, which does nothing.
 
-    Differs from tf_keras: as for `L1` and `L2`.
+    Differs from Keras's own: as for `L1` and `L2`.
 
     Args:
         l1: The factor of the sum of absolute values, a finite number or a variable: see `Factor`. `None` means the

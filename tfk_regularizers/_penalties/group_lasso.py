@@ -35,7 +35,7 @@ class GroupLasso(Penalty):
     that of the whole variable, by the sums of squares of all shards, and that of the others is 0. With `mode="rows"`
     each shard has the penalty of its rows.
 
-    tf_keras has no such class. It is registered as `tfk_regularizers>GroupLasso`, and a file that contains one opens
+    Keras has no such class. It is registered as `tfk_regularizers>GroupLasso`, and a file that contains one opens
     only where this package is imported. float16 and bfloat16 are summed in float32 and give a float32 result.
 
     Args:

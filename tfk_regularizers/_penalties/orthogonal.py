@@ -83,8 +83,8 @@ class OrthogonalRegularizer(Penalty):
     the scale does not matter, and every pair is pulled alike. `SoftOrthogonalRegularizer` takes squares of inner
     products, which also pull the lengths to 1.
 
-    Differs from tf_keras: kernels of more than two axes, single rows and unknown shapes work, float16 and bfloat16 are
-    computed in float32 and give a float32 result.
+    Differs from Keras's own: kernels of more than two axes, single rows and unknown shapes work, float16 and bfloat16
+    are computed in float32 and give a float32 result.
 
     Args:
         factor: The factor of the penalty, a finite number or a variable: see `Factor`. Defaults to 0.01.

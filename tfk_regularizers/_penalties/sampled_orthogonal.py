@@ -28,7 +28,7 @@ class SampledOrthogonalRegularizer(Penalty):
     `tf.random.set_seed` makes the draws repeatable in eager mode and in a `tf.function`. XLA draws its random numbers
     from a generator of its own, which TensorFlow gives no way to seed: there they are fresh, but not repeatable.
 
-    tf_keras has no such class. It is registered as `tfk_regularizers>SampledOrthogonalRegularizer`, and a file that
+    Keras has no such class. It is registered as `tfk_regularizers>SampledOrthogonalRegularizer`, and a file that
     contains one opens only where this package is imported.
 
     Args:

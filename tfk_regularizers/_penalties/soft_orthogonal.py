@@ -53,7 +53,7 @@ class SoftOrthogonalRegularizer(Penalty):
     If a parameter server strategy has partitioned a variable, the penalty of the first shard is that of the whole
     variable, by the sum of the small matrices xᵀx of all shards, and that of the others is 0.
 
-    tf_keras has no such class. It is registered as `tfk_regularizers>SoftOrthogonalRegularizer`, and a file that
+    Keras has no such class. It is registered as `tfk_regularizers>SoftOrthogonalRegularizer`, and a file that
     contains one opens only where this package is imported. float16 and bfloat16 are computed in float32 and give a
     float32 result.
 

@@ -33,7 +33,7 @@ class Sum(Penalty):
     A sum holds its terms, not copies: a factor of a term may be changed, or be a variable, as without a sum. The terms
     are a tuple, `regularizers`, which may be replaced.
 
-    tf_keras has no such class. It is registered as `tfk_regularizers>Sum`, and a file that contains one opens only
+    Keras has no such class. It is registered as `tfk_regularizers>Sum`, and a file that contains one opens only
     where this package is imported.
 
     Args:
