@@ -1,11 +1,11 @@
-"""Measure this package against tf_keras's built-in regularizers: training steps, first steps, memory, single calls.
+"""Measure this package against Keras's built-in regularizers: training steps, first steps, memory, single calls.
 
 Everything is measured side by side, the built-in and this package's in turn, and medians are shown. Six tables:
 
 * ``fit``: what a penalty adds to a training step of ``Model.fit``, plain and with ``jit_compile=True``: an MLP of four
   2048-unit Dense layers, a ResNet50, two layers of a Transformer encoder of BERT's size, an embedding of a million
   rows, and an MLP of 30 kernel shapes. Batches are timed by a callback; the models without a penalty, with the
-  built-in and with this package's take turns in one process. GroupLasso, which tf_keras lacks, stands beside its L1L2,
+  built-in and with this package's take turns in one process. GroupLasso, which Keras lacks, stands beside its L1L2,
   and the sampled orthogonality beside its exact one.
 * ``first``: seconds of the first step of the same models, its tracing and compilation included, and the peak memory of
   the steps after it beside the model itself. Each of them in a process of its own, several of them in turn.
@@ -18,8 +18,10 @@ Everything is measured side by side, the built-in and this package's in turn, an
 * ``memory``: peak memory that one value and gradient of the orthogonality penalty needs beside its input, and seconds
   of its first call under XLA, compilation included.
 * ``error``: relative errors of the values against float64.
-* ``hand``: the penalties that tf_keras lacks, beside the lines that people write for them, value and gradient and the
+* ``hand``: the penalties that Keras lacks, beside the lines that people write for them, value and gradient and the
   value alone; and soft orthogonality of a million rows of 64 beside one matrix product, with its peak memory.
+
+The Keras is tf_keras, or Keras 3 with ``--keras tf.keras``.
 
 In ``speed`` and ``hand`` the same function is measured twice besides, in the same rounds. What 19 of 20 such pairs
 differ by at most is the noise of the table. It stands below the title, and a ratio no farther from 1 has a ``~``. In
@@ -37,6 +39,7 @@ and 8 GB of memory, ``--quick`` two minutes and 2 GB. It needs ``pip install -e 
         --plot examples/images/benchmark.png
     python examples/benchmark.py --quick --tables speed fit
     python examples/benchmark.py --tables fit first --models mlp resnet50
+    python examples/benchmark.py --tables fit first --keras tf.keras
 """
 
 import argparse
@@ -70,17 +73,25 @@ except ImportError as error:
 import numpy as np
 import tensorflow as tf
 import tf_keras
-from tf_keras.regularizers import L1, L1L2, L2, OrthogonalRegularizer  # the built-in ones, before the next import
+
+CLASSES = {"L1": "L1", "L2": "L2", "L1L2": "L1L2", "Orthogonal": "OrthogonalRegularizer"}
+KERASES = {"tf_keras": tf_keras, "tf.keras": tf.keras}
+BUILTINS = {  # before the next import
+    name: {penalty: getattr(keras.regularizers, cls) for penalty, cls in CLASSES.items()}
+    for name, keras in KERASES.items()
+}
 
 # isort: split
-import tfk_regularizers
+import tfk_regularizers  # noqa: E402
 
-for message in (".* is the built-in regularizer of tf_keras", "Built-in regularizers of tf_keras"):  # on purpose
+for message in (".* is the built-in regularizer of", "Built-in regularizers of"):  # on purpose
     warnings.filterwarnings("ignore", message=message)
 
-BUILTIN = {"L1": L1, "L2": L2, "L1L2": L1L2, "Orthogonal": OrthogonalRegularizer}
-OURS = {penalty: getattr(tfk_regularizers, cls.__name__) for penalty, cls in BUILTIN.items()}
-SIDES = {"builtin": BUILTIN, "ours": OURS}
+keras = tf_keras  # another by `use`
+SIDES = {
+    "builtin": BUILTINS["tf_keras"],
+    "ours": {penalty: getattr(tfk_regularizers, cls) for penalty, cls in CLASSES.items()},
+}
 # Their colours in the picture, where each stands for one thing.
 MODES = {"eager": "#8d99ae", "graph": "#2a6f97", "XLA": "#e07a1f"}
 SIDE_COLORS = {"builtin": "#7b4fa3", "ours": "#2e8b57"}
@@ -88,6 +99,12 @@ SHAPES = {penalty: [(64, 64), (300, 300), (1000, 1000), (4096, 4096), (8000, 800
 SHAPES["Orthogonal"] = [(64, 64), (512, 512), (512, 4608), (1024, 256), (2048, 2048), (4096, 512), (8192, 64)]
 QUICK_SHAPES = {penalty: [(300, 300), (2000, 2000)] for penalty in ("L1", "L2", "L1L2")}
 QUICK_SHAPES["Orthogonal"] = [(512, 512), (4096, 64)]
+
+
+def use(name: str) -> None:
+    """Measure with the Keras of this name."""
+    global keras
+    keras, SIDES["builtin"] = KERASES[name], BUILTINS[name]
 
 
 def make(side: str, penalty: str, factor: float):
@@ -157,7 +174,7 @@ def measure_machine() -> dict:
     return {
         "Python": platform.python_version(),
         "TensorFlow": tf.__version__,
-        "tf_keras": tf_keras.__version__,
+        **{next(name for name in KERASES if KERASES[name] is keras): keras.__version__},
         "tfk_regularizers": tfk_regularizers.__version__,
         "device": tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else "CPU",
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -224,7 +241,7 @@ Case = collections.namedtuple("Case", "title build penalties rounds processes")
 def mlp(penalty: str, side: str, widths=(2048,) * 5, batch: int = 128):
     """Return an MLP with every kernel under the penalty, and a batch; the first width is that of its input."""
     regularizer = made(side, penalty)
-    model = tf_keras.Sequential([tf_keras.layers.Dense(n, "relu", kernel_regularizer=regularizer) for n in widths[1:]])
+    model = keras.Sequential([keras.layers.Dense(n, "relu", kernel_regularizer=regularizer) for n in widths[1:]])
     model.build((None, widths[0]))
     return model, normal((batch, widths[0])), normal((batch, widths[-1]))
 
@@ -236,7 +253,7 @@ def thirty_shapes(penalty: str, side: str):
 
 def resnet50(penalty: str, side: str):
     """Return a ResNet50 with a penalty on the kernels of all convolutions and of the head, and 16 images."""
-    model = tf_keras.applications.ResNet50(weights=None, input_shape=(64, 64, 3), classes=10)
+    model = keras.applications.ResNet50(weights=None, input_shape=(64, 64, 3), classes=10)
     if side != "none":
         tfk_regularizers.set_regularizers(model, kernel_regularizer=made(side, penalty))
     return model, normal((16, 64, 64, 3)), tf.one_hot(tf.range(16) % 10, 10)
@@ -247,22 +264,22 @@ def encoder(penalty: str, side: str, width: int = 768):
 
     Attention has kernels of three axes, for which the built-in orthogonality fails: that is put on the others alone.
     """
-    layers, regularizer = tf_keras.layers, made(side, penalty)
+    layers, regularizer = keras.layers, made(side, penalty)
     of_attention = None if "Orthogonal" in penalty else regularizer
-    x = inputs = tf_keras.Input((128, width))
+    x = inputs = keras.Input((128, width))
     for _ in range(2):
         attended = layers.MultiHeadAttention(width // 64, 64, kernel_regularizer=of_attention)(x, x)
         x = layers.LayerNormalization()(x + attended)
         hidden = layers.Dense(4 * width, "gelu", kernel_regularizer=regularizer)(x)
         x = layers.LayerNormalization()(x + layers.Dense(width, kernel_regularizer=regularizer)(hidden))
-    return tf_keras.Model(inputs, x), normal((4, 128, width)), normal((4, 128, width))
+    return keras.Model(inputs, x), normal((4, 128, width)), normal((4, 128, width))
 
 
 def embedding(penalty: str, side: str):
     """Return an embedding of a million rows of 64 under the penalty, and 32 texts of 16 tokens."""
-    table = tf_keras.layers.Embedding(1_000_000, 64, embeddings_regularizer=made(side, penalty))
-    layers = [table, tf_keras.layers.GlobalAveragePooling1D(), tf_keras.layers.Dense(1)]
-    model = tf_keras.Sequential(layers)
+    table = keras.layers.Embedding(1_000_000, 64, embeddings_regularizer=made(side, penalty))
+    layers = [table, keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(1)]
+    model = keras.Sequential(layers)
     tokens = tf.random.stateless_uniform((32, 16), [1, 2], maxval=1_000_000, dtype=tf.int32)
     model(tokens)
     return model, tokens, normal((32, 1))
@@ -293,23 +310,24 @@ def made(side: str, penalty: str):
 
 
 def named(penalty: str) -> str:
-    """Return a penalty's name, with that of the built-in it stands beside where tf_keras lacks it."""
+    """Return a penalty's name, with that of the built-in it stands beside where Keras lacks it."""
     return f"{penalty} (built-in: {INSTEAD[penalty]})" if penalty in INSTEAD else penalty
 
 
 def training(model: str, fit: str, penalty: str, side: str):
     """Return a function that trains for some batches and returns the time at the start and at the end of each."""
-    tf_keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(0)
     trained, x, y = MODELS[model].build(penalty, side)
-    trained.compile(tf_keras.optimizers.SGD(1e-4), "mse", jit_compile=FITS[fit])
+    trained.compile(keras.optimizers.SGD(1e-4), "mse", jit_compile=FITS[fit])
     options = tf.data.Options()
     options.autotune.enabled = False  # or the end of a fit waits for the thread that tunes, up to seconds
     data = tf.data.Dataset.from_tensors((x, y)).repeat().with_options(options)
 
     def train(batches: int) -> list[float]:
         times = [time.perf_counter()]
-        clock = tf_keras.callbacks.LambdaCallback(on_batch_end=lambda batch, logs: times.append(time.perf_counter()))
-        trained.fit(data, steps_per_epoch=batches, verbose=0, callbacks=[clock])
+        tick = {"on_train_batch_end": lambda batch, logs: times.append(time.perf_counter())}
+        clock = keras.callbacks.LambdaCallback(**tick)
+        trained.fit(data, steps_per_epoch=batches, verbose=0, callbacks=[clock], shuffle=False)
         return times
 
     return train
@@ -400,8 +418,8 @@ def first(_: dict, quick: bool, models):
 def error(_: dict, quick: bool, __):
     """Compare values to those that NumPy computes in float64; all factors are 1."""
     wide, tall = ((2000, 2000), (4096, 32)) if quick else ((8000, 8000), (16384, 32))
-    cases = [(penalty, "float32", tall if penalty == "Orthogonal" else wide) for penalty in BUILTIN]
-    cases += [(penalty, "float16", (1024, 1024)) for penalty in BUILTIN]
+    cases = [(penalty, "float32", tall if penalty == "Orthogonal" else wide) for penalty in CLASSES]
+    cases += [(penalty, "float16", (1024, 1024)) for penalty in CLASSES]
 
     def work():
         for penalty, dtype, shape in cases:
@@ -439,7 +457,7 @@ MILLION = (1_000_000, 64)
 
 
 def hand(_: dict, quick: bool, __):
-    """Time the penalties that tf_keras lacks beside the lines that people write, and beside one matrix product."""
+    """Time the penalties that Keras lacks beside the lines that people write, and beside one matrix product."""
     groups = [("GroupLasso", of, (1000, 1000) if quick else (4000, 4000)) for of in ("columns", "rows")]
     squares = [("SoftOrthogonal", "rows", shape) for shape in ([(512, 512)] if quick else [(512, 4608), (4096, 512)])]
     cases = list(itertools.product(groups + squares, (False, True), MODES))
@@ -487,7 +505,8 @@ def exact(penalty: str, x: np.ndarray) -> float:
 
 def in_own_process(*measurement):
     """Let a fresh Python process measure a number or two; None if it failed, for want of memory for instance."""
-    command = [sys.executable, __file__, "--child", *map(str, measurement)]
+    name = next(name for name in KERASES if KERASES[name] is keras)
+    command = [sys.executable, __file__, "--keras", name, "--child", *map(str, measurement)]
     process = subprocess.run(command, check=False, capture_output=True, text=True)
     if process.returncode == 0:
         return json.loads(process.stdout.splitlines()[-1])
@@ -513,7 +532,7 @@ def child(what: str, side: str, *rest: str):
 def first_step(side: str, model: str, how: str, penalty: str) -> list[float]:
     """Return the seconds of the first step, and the peak memory in MB of the next ones beside what was there before."""
     small, x, y = mlp("L2", "none", (8, 8), 8)
-    small.compile(tf_keras.optimizers.SGD(), "mse", jit_compile=FITS[how])
+    small.compile(keras.optimizers.SGD(), "mse", jit_compile=FITS[how])
     small.fit(x, y, verbose=0)
     train = training(model, how, penalty, side)
     before = peak_bytes(reset=True)
@@ -551,7 +570,7 @@ TABLES = {
     "speed": (speed, "One call, ms: warm calls, medians of interleaved rounds"),
     "memory": (memory, "Orthogonal, value and gradient: peak memory beside the input, first call with compilation"),
     "error": (error, "Relative error of the value against float64"),
-    "hand": (hand, "What tf_keras lacks, ms: beside the lines that people write; peak beside input, in MB"),
+    "hand": (hand, "What Keras lacks, ms: beside the lines that people write; peak beside input, in MB"),
 }
 # What the columns mean, for the Markdown file.
 MEANINGS = {
@@ -659,7 +678,7 @@ def show(results: dict) -> None:
 
 def as_markdown(several: list[dict], picture: str | None) -> str:
     """Return a whole page: the picture if there is one, then for each run what made it and where, and its tables."""
-    lines = ["# Benchmark: tfk_regularizers beside tf_keras's built-in regularizers", ""]
+    lines = ["# Benchmark: tfk_regularizers beside Keras's built-in regularizers", ""]
     if picture:
         lines += [f"![What a penalty adds to a training step, and one call beside the built-in's]({picture})", ""]
     tables = dict.fromkeys(name for results in several for name in results if name != "machine")
@@ -695,11 +714,11 @@ def draw(results: dict, file: Path) -> None:
 def draw_speed(rows: list[dict], figure, version: str) -> None:
     """Draw a line from the built-in's speed to ours for each row, the value alone and with its gradient apart."""
     figure.suptitle(
-        f"One call: times faster than tf_keras's built-in, TensorFlow {version}", fontsize=17, fontweight="bold"
+        f"One call: times faster than Keras's built-in, TensorFlow {version}", fontsize=17, fontweight="bold"
     )
     panels = figure.subplots(1, 2, sharey=True, sharex=True)
     places = list(dict.fromkeys((row["penalty"], row["shape"]) for row in rows))
-    heights = {place: index + 0.5 * list(BUILTIN).index(place[0]) for index, place in enumerate(places)}
+    heights = {place: index + 0.5 * list(CLASSES).index(place[0]) for index, place in enumerate(places)}
     for axes, what in zip(panels, ("value", "value + gradient"), strict=True):
         for (mode, color), shift in zip(MODES.items(), (-0.26, 0, 0.26), strict=True):
             chosen = [row for row in rows if (row["what"], row["mode"]) == (what, mode)]
@@ -723,7 +742,7 @@ def draw_fit(rows: list[dict], figure, version: str) -> None:
     figure.suptitle(f"What a penalty adds to a training step, TensorFlow {version}", fontsize=17, fontweight="bold")
     axes = figure.subplots()
     axes.hlines(y, ours, builtin, color="#dedede", linewidth=6)
-    axes.scatter(builtin, y, color=SIDE_COLORS["builtin"], marker="D", s=70, label="tf_keras's built-in", zorder=3)
+    axes.scatter(builtin, y, color=SIDE_COLORS["builtin"], marker="D", s=70, label="Keras's built-in", zorder=3)
     axes.scatter(ours, y, color=SIDE_COLORS["ours"], s=90, label="tfk_regularizers", zorder=3)
     for row, height, right in zip(rows, y, map(max, builtin, ours), strict=True):
         text = f"{cell(row['builtin_adds'])} → {cell(row['ours_adds'])} of {cell(row['none'])}"
@@ -748,10 +767,11 @@ def log_axis(axes, low: float, high: float, base: int, form: str) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Measure tfk_regularizers against tf_keras's built-in regularizers.")
+    parser = argparse.ArgumentParser(description="Measure tfk_regularizers against Keras's built-in regularizers.")
     parser.add_argument("--quick", action="store_true", help="few shapes and few rounds: two minutes, and rough")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="only these (default: all)")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="of the tables fit and first")
+    parser.add_argument("--keras", choices=KERASES, default="tf_keras", help="the Keras of the models")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
     parser.add_argument(
         "--results", type=Path, nargs="+", metavar="FILE", help="measure nothing, take what --json has written"
@@ -765,6 +785,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure behind a progress bar, then print and write."""
     arguments = parse_arguments()
+    use(arguments.keras)
     tf.get_logger().setLevel("ERROR")  # many shapes are many traces: the warning about retracing is not for us
     if arguments.child:
         print(json.dumps(child(*arguments.child)))
