@@ -30,6 +30,7 @@ Penalties, of which Keras has the first four too:
 
 What acts on a model of either Keras:
 
+- `summary`: prints a table of a model's regularizers and their penalties.
 - `set_regularizers`: sets, replaces or removes regularizers of a built model.
 - `penalties`: the penalty of each weight, by its path.
 - `log_penalties`: logs the data loss and the penalty beside the loss.
@@ -71,6 +72,7 @@ from tfk_regularizers._penalties import (
 from tfk_regularizers._penalties.arguments import Argument, Factor
 from tfk_regularizers._registration import register, unregister
 from tfk_regularizers._scheduler import RegularizationScheduler
+from tfk_regularizers._summary import summary
 
 l1 = L1
 l2 = L2
@@ -103,6 +105,7 @@ __all__ = [
     "register",
     "serialize",
     "set_regularizers",
+    "summary",
     "unregister",
 ]
 

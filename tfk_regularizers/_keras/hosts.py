@@ -46,6 +46,9 @@ class Host(Protocol):
     def is_of_keras(self, layer: Any) -> bool:
         """Whether the class of the layer is Keras's own."""
 
+    def regularizer_base(self) -> type:
+        """The base class of its regularizers."""
+
     def configs_of(self, regularizer: Any) -> list[Any]:
         """The configs that Keras may write for the regularizer."""
 

@@ -156,9 +156,12 @@ def was_read_in_graph(regularizer: Any) -> bool:
 
 def check_mode(value: Any) -> Any:
     """The mode, if it is "rows" or "columns"."""
-    if not isinstance(value, str) or value not in ("rows", "columns"):
-        raise invalid_argument("mode", 'one of {"rows", "columns"}', value)
-    return str(value)
+    if isinstance(value, str) and value in ("rows", "columns"):
+        return str(value)
+    received = value[:100] if isinstance(value, str) else short_repr(value)  # without quotes, as in Keras
+    raise ValueError(
+        f'Invalid value for argument `mode`. Expected one of {{"rows", "columns"}}. Received: mode={received}'
+    )
 
 
 def check_bool(argument: str, value: Any) -> bool:

@@ -70,6 +70,11 @@ def is_of_keras(layer: Any) -> bool:
     return type(layer).__module__.startswith("tf_keras.")
 
 
+def regularizer_base() -> type:
+    """The base class of this Keras's regularizers."""
+    return tf_keras.regularizers.Regularizer  # type: ignore[no-any-return]
+
+
 def configs_of(regularizer: Any) -> list[Any]:
     """The configs that Keras may write for a regularizer."""
     return [tf_keras.regularizers.serialize(regularizer, use_legacy_format=legacy) for legacy in (False, True)]

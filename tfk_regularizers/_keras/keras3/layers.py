@@ -85,6 +85,11 @@ def is_of_keras(layer: Any) -> bool:
     return type(layer).__module__.startswith("keras.")
 
 
+def regularizer_base() -> type:
+    """The base class of this Keras's regularizers."""
+    return keras.regularizers.Regularizer  # type: ignore[no-any-return]
+
+
 def configs_of(regularizer: Any) -> list[Any]:
     """The configs that Keras may write for a regularizer."""
     return [keras.regularizers.serialize(regularizer)]

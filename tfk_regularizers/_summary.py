@@ -1,0 +1,111 @@
+"""summary: a table of the regularizers of a model."""
+
+import contextlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+from tfk_regularizers._keras import regularization
+from tfk_regularizers._keras.hosts import check_is_model, host_of
+
+_HEADINGS = ("Weight or output", "Shape", "Regularizer", "From", "Penalty", "Share")
+
+
+def summary(model: Any, print_fn: Callable[[str], Any] | None = None) -> None:
+    """Prints a table of the regularizers of a model, as `model.summary()` prints one of its layers.
+
+    A line for each regularized weight has its path, its shape, the regularizer, where that comes from (this package,
+    tf_keras, Keras 3 or your own code), its penalty now, and its share of the sum of all penalties, which stands below.
+    A line for each regularized output has no penalty: that depends on the data.
+
+    Some regularizers do not do what one may expect. Their lines have a note:
+
+    - a built-in one from before the import of this package;
+    - one of Keras 3 in a layer of tf_keras, or the other way round;
+    - one of a frozen weight, which Keras 3 does not penalize;
+    - one of a layer that has no weights yet;
+    - one that was set as an attribute of a built layer: it has no effect before the model is saved and loaded.
+
+    Args:
+        model: A model of tf_keras or of Keras 3.
+        print_fn: A function that is called once with the whole text. Defaults to `None`, which prints to where Keras
+            prints.
+
+    Raises:
+        TypeError: If `model` is not a Keras model.
+
+    The table is drawn by `rich`, which Keras 3 uses too; without it the text has no lines.
+
+    >>> import tensorflow as tf
+    >>> hidden = tf.keras.layers.Dense(3, kernel_regularizer="l2", kernel_initializer="ones", name="hidden")
+    >>> head = tf.keras.layers.Dense(1, bias_regularizer="l1", activity_regularizer="l1", name="head")
+    >>> model = tf.keras.Sequential([tf.keras.Input((4,)), hidden, head], name="small")
+    >>> summary(model, print_fn=print)  # doctest: +NORMALIZE_WHITESPACE
+    Regularizers of "small"
+    ┏━━━━━━━━━━━━━━━━━━┳━━━━━━━━┳━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━┳━━━━━━━━━┳━━━━━━━┓
+    ┃ Weight or output ┃ Shape  ┃ Regularizer ┃ From             ┃ Penalty ┃ Share ┃
+    ┡━━━━━━━━━━━━━━━━━━╇━━━━━━━━╇━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━╇━━━━━━━━━╇━━━━━━━┩
+    │ hidden/kernel    │ (4, 3) │ L2(l2=0.01) │ tfk_regularizers │    0.12 │ 100 % │
+    │ head/bias        │ (1,)   │ L1(l1=0.01) │ tfk_regularizers │       0 │   0 % │
+    │ head/activity    │        │ L1(l1=0.01) │ tfk_regularizers │         │       │
+    └──────────────────┴────────┴─────────────┴──────────────────┴─────────┴───────┘
+    Sum of the penalties of weights: 0.12
+    """
+    check_is_model(model, "`summary`")
+    rows = regularization.regularized(host_of(model), model)
+    penalties = [float(row.penalty) for row in rows if row.penalty is not None]
+    total = sum(penalties)
+    cells = [_cells(row, total) for row in rows]
+    notes = [f"{row.path}: {row.note}" for row in rows if row.note]
+    text = "\n".join(
+        [
+            f'Regularizers of "{model.name}"',
+            *([_table(cells)] if cells else ["none"]),
+            *notes,
+            f"Sum of the penalties of weights: {total:.4g}",
+        ]
+    )
+    (print_fn or host_of(model).print_message)(text)
+
+
+def _cells(row: regularization.Regularized, total: float) -> tuple[str, ...]:
+    """The cells of a line of the table."""
+    shape = "" if row.shape is None else str(tuple(row.shape))
+    path = f"{row.path} *" if row.note else row.path
+    if row.penalty is None:
+        return path, shape, _described(row.regularizer), row.source, "", ""
+    penalty = float(row.penalty)
+    share = f"{100 * penalty / total:.0f} %" if total else ""
+    return path, shape, _described(row.regularizer), row.source, f"{penalty:.4g}", share
+
+
+def _described(regularizer: Any) -> str:
+    """A regularizer as one would write it, for classes without a repr of their own too."""
+    if type(regularizer).__repr__ is not object.__repr__:
+        return getattr(regularizer, "__name__", repr(regularizer))
+    arguments: dict[str, Any] = {}
+    with contextlib.suppress(Exception):  # it may have no config
+        arguments = regularizer.get_config()
+    return f"{type(regularizer).__name__}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    """The lines of a table, drawn by rich where it is installed."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        widths = [max(map(len, column)) for column in zip(_HEADINGS, *rows, strict=True)]
+        lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (_HEADINGS, *rows)]
+        return "\n".join("  ".join(line).rstrip() for line in lines)
+    table = Table()
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="right" if heading in ("Penalty", "Share") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(
+        width=max(120, shutil.get_terminal_size().columns), highlight=False, color_system=None, markup=False
+    )
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip()
