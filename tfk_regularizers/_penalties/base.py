@@ -1,5 +1,6 @@
 """The base class of the penalties."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -7,6 +8,7 @@ from typing import Any, TypeVar
 import tensorflow as tf
 
 from tfk_regularizers._keras import versions
+from tfk_regularizers._keras.variables import half_of_losses
 from tfk_regularizers._penalties.arguments import READ_IN_GRAPH, argument_names, saved_value
 from tfk_regularizers._penalties.factors import factor_repr
 
@@ -16,6 +18,19 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def without_autograph(function: _Function) -> _Function:
     """`do_not_convert` of TensorFlow, which type checkers see through."""
     return tf.autograph.experimental.do_not_convert(function)  # type: ignore[no-any-return]
+
+
+def penalty_method(call: _Function) -> _Function:
+    """A `__call__` without AutoGraph, whose result Keras 3 can add to the other losses."""
+
+    @functools.wraps(call)
+    def method(self: Any, x: Any) -> Any:
+        value, half = call(self, x), half_of_losses()
+        if half is not None and tf.as_dtype(getattr(x, "dtype", tf.float32)).size < 4:
+            return tf.cast(value, half)
+        return value
+
+    return without_autograph(method)  # type: ignore[return-value]
 
 
 class Penalty(*versions.regularizer_bases()):  # type: ignore[misc]

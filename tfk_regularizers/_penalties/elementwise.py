@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfk_regularizers._messages import invalid_argument, short_repr
 from tfk_regularizers._penalties import execution
 from tfk_regularizers._penalties.arguments import Factor, FactorLike
-from tfk_regularizers._penalties.base import Penalty, without_autograph
+from tfk_regularizers._penalties.base import Penalty, penalty_method
 from tfk_regularizers._penalties.execution import Kernel
 from tfk_regularizers._penalties.factors import is_zero, scale, to_finite_float
 from tfk_regularizers._penalties.inputs import as_elements
@@ -57,7 +57,7 @@ class L1(Penalty):
         l1 = _pop_legacy_l(kwargs, "L1", l1)
         self.l1 = 0.01 if l1 is None else l1
 
-    @without_autograph
+    @penalty_method
     def __call__(self, x: Any) -> tf.Tensor:
         return scale(self.l1, absolute_sum(as_elements("L1", x)))
 
@@ -100,7 +100,7 @@ class L2(Penalty):
         l2 = _pop_legacy_l(kwargs, "L2", l2)
         self.l2 = 0.01 if l2 is None else l2
 
-    @without_autograph
+    @penalty_method
     def __call__(self, x: Any) -> tf.Tensor:
         return scale(self.l2, half_square_sum(as_elements("L2", x)), constant=2.0)
 
@@ -174,7 +174,7 @@ class L1L2(Penalty):
         self.l1 = 0.0 if l1 is None else l1
         self.l2 = 0.0 if l2 is None else l2
 
-    @without_autograph
+    @penalty_method
     def __call__(self, x: Any) -> tf.Tensor:
         x = as_elements("L1L2", x)
         are_numbers = all(isinstance(factor, (int, float)) and factor != 0 for factor in (self.l1, self.l2))

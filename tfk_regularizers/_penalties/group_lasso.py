@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfk_regularizers._penalties.arguments import Argument, Factor, FactorLike, Mode, check_mode
-from tfk_regularizers._penalties.base import Penalty, without_autograph
+from tfk_regularizers._penalties.base import Penalty, penalty_method
 from tfk_regularizers._penalties.factors import scale
 from tfk_regularizers._penalties.inputs import as_matrix
 from tfk_regularizers._penalties.lengths import lengths
@@ -76,7 +76,7 @@ class GroupLasso(Penalty):
         self.factor = factor
         self.mode = mode
 
-    @without_autograph
+    @penalty_method
     def __call__(self, inputs: Any) -> tf.Tensor:
         axis = 0 if self.mode == "columns" else 1
         if axis == 0:  # variables are partitioned by rows: a column has elements in all shards, a row is in one

@@ -32,7 +32,7 @@ import tensorflow as tf
 
 from tfk_regularizers._penalties import execution
 from tfk_regularizers._penalties.arguments import Argument, Factor, FactorLike, Mode, check_mode
-from tfk_regularizers._penalties.base import Penalty, without_autograph
+from tfk_regularizers._penalties.base import Penalty, penalty_method
 from tfk_regularizers._penalties.factors import scale
 from tfk_regularizers._penalties.inputs import as_matrix
 from tfk_regularizers._penalties.reductions import promote_half, row_sums, size
@@ -114,7 +114,7 @@ class OrthogonalRegularizer(Penalty):
         self.factor = factor
         self.mode = mode
 
-    @without_autograph
+    @penalty_method
     def __call__(self, inputs: Any) -> tf.Tensor:
         inputs = resolve_shards(inputs)
         if inputs is None:

@@ -5,7 +5,7 @@ from typing import Any, SupportsIndex
 import tensorflow as tf
 
 from tfk_regularizers._penalties.arguments import Argument, Factor, FactorLike, Mode, check_mode, check_sample_size
-from tfk_regularizers._penalties.base import Penalty, without_autograph
+from tfk_regularizers._penalties.base import Penalty, penalty_method
 from tfk_regularizers._penalties.factors import scale
 from tfk_regularizers._penalties.inputs import as_matrix
 from tfk_regularizers._penalties.orthogonal import mean_absolute_cosine
@@ -56,7 +56,7 @@ class SampledOrthogonalRegularizer(Penalty):
         self.mode = mode
         self.sample_size = sample_size
 
-    @without_autograph
+    @penalty_method
     def __call__(self, inputs: Any) -> tf.Tensor:
         inputs = resolve_shards(inputs)
         if inputs is None:

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from tfk_regularizers._penalties import execution
 from tfk_regularizers._penalties.arguments import Argument, Factor, FactorLike, Mode, check_bool, check_mode
-from tfk_regularizers._penalties.base import Penalty, without_autograph
+from tfk_regularizers._penalties.base import Penalty, penalty_method
 from tfk_regularizers._penalties.elementwise import half_square_sum
 from tfk_regularizers._penalties.factors import scale
 from tfk_regularizers._penalties.inputs import as_matrix
@@ -88,7 +88,7 @@ class SoftOrthogonalRegularizer(Penalty):
         self.mode = mode
         self.diagonal = diagonal
 
-    @without_autograph
+    @penalty_method
     def __call__(self, inputs: Any) -> tf.Tensor:
         inputs = resolve_shards(inputs)
         if inputs is None:

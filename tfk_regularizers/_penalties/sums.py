@@ -13,7 +13,7 @@ import tf_keras
 from tfk_regularizers._keras import versions
 from tfk_regularizers._messages import invalid_argument, short_repr
 from tfk_regularizers._penalties.arguments import Argument
-from tfk_regularizers._penalties.base import Penalty
+from tfk_regularizers._penalties.base import Penalty, penalty_method
 from tfk_regularizers._penalties.elementwise import L1, L1L2, L2
 
 
@@ -57,6 +57,7 @@ class Sum(Penalty):
     def __init__(self, regularizers: Sequence[tf_keras.regularizers.Regularizer]) -> None:
         self.regularizers = regularizers
 
+    @penalty_method
     def __call__(self, x: Any) -> tf.Tensor:
         values = [_check_number(regularizer, regularizer(x)) for regularizer in self.regularizers]
         floating = [dtype for dtype in (tf.as_dtype(value.dtype) for value in values) if dtype.is_floating]

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.trainers import compile_utils
 
 from tfk_regularizers._keras import tree
 from tfk_regularizers._keras.keras3.layers import weight_losses
@@ -25,7 +26,7 @@ class SplitLoss:
     def __init__(self, model: Any, per_weight: bool) -> None:
         self._model, self.previous, self.previous_tracker = model, model._compile_loss, model._loss_tracker
         self._losses: Any = self.previous._losses if isinstance(self.previous, SplitLoss) else self.previous
-        self._per_weight, self._noted, self._has_parts, self.has_ended = per_weight, _Noted(), False, False
+        self._per_weight, self._noted, self.has_ended = per_weight, _Noted(), False
         self._means: dict[str, _Part] = {}
         self.find_weights()
         with model.distribute_strategy.scope():
@@ -35,12 +36,23 @@ class SplitLoss:
         """Make a metric for each weight that is penalized now, and drop those of others."""
         with self._model.distribute_strategy.scope():
             names = (*PARTS, *(dict.fromkeys(_penalized_paths(self._model)) if self._per_weight else ()))
-            self._check_names([name for name in PARTS if names.count(name) > 1])
+            self._refuse([name for name in PARTS if names.count(name) > 1])
             self._means = {name: self._means.get(name) or _Part(self, name) for name in names}
+        self._names_are_checked = False
 
-    def _check_names(self, taken: list[str]) -> None:
+    def _refuse(self, taken: list[str]) -> None:
         if taken:
             raise ValueError(f"`log_penalties` cannot log {taken}: a metric, an output or a weight has that name.")
+
+    def check_names(self) -> None:
+        """Raise ValueError if a metric has the name of a part. Those of `compile` have theirs after a first update."""
+        compiled = self._model._compile_metrics
+        if self._names_are_checked or (compiled is not None and not compiled.built):
+            return
+        others = [one for one in self._model.metrics if one is not compiled and one not in self._means.values()]
+        names = [*(metric.name for metric in others), *(compiled.result() if compiled is not None else ())]
+        self._refuse([name for name in names if name in self._means])
+        self._names_are_checked = True
 
     def __getattr__(self, name: str) -> Any:
         if name == "_losses":  # while a copy is made, which has no attributes yet
@@ -48,57 +60,73 @@ class SplitLoss:
         return getattr(self._losses, name)
 
     @property
+    def built(self) -> bool:
+        """Whether the compiled loss, if there is one, is built."""
+        return self._losses is None or self._losses.built
+
+    @property
     def metrics(self) -> list[Any]:
         """Those of the compiled loss and, until the next `compile`, of the parts."""
-        is_active = self._model._loss_tracker is self.tracker
-        return [*self._losses.metrics, *(self._means.values() if is_active else ())]
+        metrics = [] if self._losses is None else self._losses.metrics
+        return [*metrics, *(self._means.values() if self._is_active() else ())]
+
+    def _is_active(self) -> bool:
+        """Whether the model has not been compiled since."""
+        return self._model._loss_tracker is self.tracker
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        data_loss = self._losses(y_true, y_pred, sample_weight)
-        self._noted.data_loss, self._noted.penalties = data_loss, []
+        data_loss = None if self._losses is None else self._losses(y_true, y_pred, sample_weight)
+        self._noted.is_open, self._noted.data_loss = True, data_loss
+        self._noted.losses, self._noted.penalties = [] if data_loss is None else [data_loss], []
         return data_loss
 
     def aggregate(self, loss: Any) -> Any:
         """Note one of the `losses` of the model, and go on as Keras does."""
-        if self._model._loss_tracker is self.tracker:
-            self._noted.penalties.append(loss)
-        return type(self._model)._aggregate_additional_loss(self._model, loss)
+        aggregated = type(self._model)._aggregate_additional_loss(self._model, loss)
+        if not self._is_active():
+            vars(self._model).pop("_aggregate_additional_loss", None)
+        elif self._noted.is_open:
+            self._noted.losses.append(aggregated)
+            self._noted.penalties.append(keras.ops.cast(keras.ops.sum(loss), self.tracker.dtype))
+        return aggregated
 
     def add_parts(self, loss: Any, sample_weight: Any) -> None:
         """Add the parts of a loss to their means, with the weight that the loss has in its mean."""
-        data_loss, penalties = self._noted.data_loss, self._noted.penalties
-        if data_loss is None:
-            raise ValueError(_bypassed(self._model))
-        names = [metric.name for metric in self._model.metrics if metric not in self._means.values()]
-        names += [metric.name for metric in getattr(self._model._compile_metrics, "metrics", [])]
-        self._check_names([name for name in names if name in self._means])
-        self._noted.data_loss, self._noted.penalties, self._has_parts = None, [], True
-        penalties = [keras.ops.cast(keras.ops.sum(one), self.tracker.dtype) for one in penalties]
-        penalty = tf.add_n(penalties) if penalties else tf.zeros([], self.tracker.dtype)
-        if type(self._model).compute_loss is keras.Model.compute_loss:
-            # Keras has divided it by the number of replicas, whose gradients are summed.
-            replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            data_loss = keras.ops.cast(data_loss, self.tracker.dtype) * replicas
-        else:  # which may add terms of its own
-            data_loss = keras.ops.cast(loss, self.tracker.dtype) - penalty
-        values = {"data_loss": data_loss, "penalty": penalty}
+        noted, penalties = self._noted, self._noted.penalties
+        if not noted.is_open:
+            raise ValueError(_bypassed(self._model, "a loss from elsewhere"))
+        noted.is_open, noted.graph = False, tf.compat.v1.get_default_graph()
+        total = keras.ops.sum(noted.losses) if len(noted.losses) > 1 else noted.losses[0]  # as Keras: equal to the bit
+        # Keras has divided these by the number of replicas, whose gradients are summed.
+        replicas, dtype = tf.distribute.get_strategy().num_replicas_in_sync, self.tracker.dtype
+        data_loss = 0.0 if noted.data_loss is None else noted.data_loss
+        data_loss, total = (keras.ops.cast(one, dtype) * replicas for one in (data_loss, total))
+        penalty = tf.add_n(penalties) if penalties else tf.zeros([], dtype)
+        # What a step or a `compute_loss` of its own adds is a part of the data loss.
+        values = {"data_loss": data_loss + (keras.ops.cast(loss, dtype) - total), "penalty": penalty}
         if self._per_weight:
             paths = _penalized_paths(self._model)
             values |= tree.sum_by_path(zip(paths, penalties[len(penalties) - len(paths) :], strict=True))
         for name, mean in self._means.items():
             mean.add(values.get(name, 0.0), sample_weight)
 
-    def check_has_parts(self) -> None:
-        """Raise ValueError if no step of the model has updated the mean of its loss."""
-        if not self._has_parts and not is_building_model():
-            raise ValueError(_bypassed(self._model))
+    def check_has_parts(self, mean: Any) -> None:
+        """Raise ValueError if the step that is traced, or those since the last reset, have not updated a mean."""
+        if tf.executing_eagerly():
+            has_parts = float(keras.ops.convert_to_numpy(mean.count)) > 0
+        else:
+            has_parts = self._noted.graph is tf.compat.v1.get_default_graph()
+        if not has_parts and not is_building_model():
+            raise ValueError(_bypassed(self._model, "a step without it"))
 
 
 class _Noted(threading.local):
     """What a step has computed so far. The steps of replicas run in threads."""
 
-    data_loss: Any = None
-    penalties: list[Any] = []  # noqa: RUF012  # replaced, not changed
+    def __init__(self) -> None:
+        self.is_open, self.data_loss, self.graph = False, None, None
+        self.losses: list[Any] = []
+        self.penalties: list[Any] = []
 
 
 class _LossTracker(keras.metrics.Mean):  # type: ignore[misc]
@@ -113,41 +141,43 @@ class _LossTracker(keras.metrics.Mean):  # type: ignore[misc]
         self._split.add_parts(values, sample_weight)
 
 
-class _Part(keras.metrics.Mean):  # type: ignore[misc]
-    """The mean of a part of the loss over batches."""
+class _Part(compile_utils.MetricsList):  # type: ignore[misc]
+    """The mean of a part of the loss over batches, in a list: `EarlyStopping` looks for metrics in such lists."""
 
     def __init__(self, split: SplitLoss, name: str) -> None:
-        super().__init__(name)
-        self._split = split
-
-    def add(self, value: Any, sample_weight: Any) -> None:
-        """Add the value of a batch."""
-        super().update_state(value, sample_weight)
+        self._mean, self._split = keras.metrics.Mean(name), split
+        self._mean._direction = "down"  # less is better
+        super().__init__([self._mean], name)
+        self.add = self._mean.update_state
 
     def update_state(self, *args: Any, **kwargs: Any) -> None:
         """Does nothing: a `train_step` may update all of `self.metrics` with labels and predictions."""
 
     def result(self) -> Any:
-        self._split.check_has_parts()
-        return super().result()
+        self._split.check_has_parts(self._mean)
+        self._split.check_names()
+        return self._mean.result()
 
 
 def split_loss(model: Any, per_weight: bool) -> SplitLoss:
     """Put a split loss in the place of a model's compiled loss. The steps are traced anew."""
-    if model._compile_loss is None:
-        state = "compiled without a loss" if model.compiled else "not compiled"
-        raise ValueError(f"The model {model.name!r} is {state}. Call `model.compile` before `log_penalties`.")
+    if not model.compiled:
+        raise ValueError(f"The model {model.name!r} is not compiled. Call `model.compile` before `log_penalties`.")
+    if any(hasattr(step, "python_function") for step in (type(model).train_step, type(model).test_step)):
+        raise ValueError(_bypassed(model, "a step that is a `tf.function` itself, and keeps its traces"))
     split = SplitLoss(model, per_weight)
     _put(model, split, split.tracker)
     if not any(metric is part for metric in model.metrics for part in split.metrics):
         join_loss(model, split)
-        raise ValueError(_bypassed(model))
+        raise ValueError(_bypassed(model, "`metrics` of its own, without those of the superclass"))
     return split
 
 
 def join_loss(model: Any, split: SplitLoss) -> None:
     """End a split loss: put back the previous loss, unless a later split loss or `compile` has taken its place."""
     split.has_ended = True
+    if not isinstance(model._compile_loss, SplitLoss):
+        vars(model).pop("_aggregate_additional_loss", None)
     while isinstance(model._compile_loss, SplitLoss) and model._compile_loss.has_ended:
         ended = model._compile_loss
         is_active = model._loss_tracker is ended.tracker
@@ -184,12 +214,13 @@ def _penalized_paths(model: Any) -> list[str]:
     return [paths[id(variable)] for variable in model.trainable_weights if variable.regularizer is not None]
 
 
-def _bypassed(model: Any) -> str:
+def _bypassed(model: Any, received: str) -> str:
     return (
-        f"`log_penalties` cannot split the loss of the model {model.name!r}. Its steps must take the loss from "
-        "`self.compute_loss`, whose own version must call `super().compute_loss`, update `self._loss_tracker` with it, "
-        "and return the results of `self.metrics`, which must contain those of the superclass. A step that adds "
-        "`self.losses` itself can log their sum, by two lines in a class derived from the model's:\n\n"
+        f"`log_penalties` cannot split the loss of the model {model.name!r}. A `train_step` or `test_step` of its own "
+        "must take the loss from `self.compute_loss`, give it to `self._loss_tracker.update_state` and return the "
+        "results of `self.metrics`; a `compute_loss` of its own must call `super().compute_loss`. Received: "
+        f"{received}. A step that adds `self.losses` itself can log their sum after its update, by two lines in a "
+        "class derived from the model's:\n\n"
         "    def train_step(self, data):\n"
         '        return {**super().train_step(data), "penalty": sum(self.losses)}'
     )
