@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import random
 import sys
 import types
 
@@ -468,3 +469,51 @@ def test_tools_name_a_keras_3_that_is_too_old(monkeypatch):
         with pytest.raises(TypeError, match=message):
             tool(model)
     assert len(tfk.penalties(model)) == 1
+
+
+FLOATX = """
+import sys
+import keras, numpy as np
+import tfk_regularizers as tfk
+
+keras.config.set_floatx(sys.argv[1])
+x, y = np.ones((4, 4)), np.ones((4, 1))
+for regularizer in ("l1", "l2", "l1_l2", "orthogonal_regularizer", tfk.GroupLasso(), tfk.SoftOrthogonalRegularizer(),
+                    tfk.SampledOrthogonalRegularizer(), tfk.L2() + tfk.GroupLasso()):
+    both = {"kernel_regularizer": regularizer, "activity_regularizer": regularizer}
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, **both), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    assert np.isfinite(float(model.fit(x, y, verbose=0).history["loss"][0]))
+    assert {loss.dtype.name for loss in model.losses} == {sys.argv[1]}
+"""
+
+
+@needs_host
+@pytest.mark.heavy
+@pytest.mark.parametrize("floatx", ["float16", "bfloat16"])
+def test_floatx_of_a_half_type(run_python, floatx):
+    """Then Keras 3 adds losses of no other type to that of the data."""
+    run_python("-c", FLOATX, floatx, TF_CPP_MIN_LOG_LEVEL="3")
+
+
+@needs_host
+def test_regularizers_whose_values_keras_3_cannot_add_are_refused():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="dense")])
+    for function, says in ((lambda x: 0.0, "TypeError: Keras 3 adds"), (lambda x: x, r"expected a scalar.*\(3, 2\)")):
+        with pytest.raises(ValueError, match=rf"cannot be the `kernel_regularizer` of 'dense/kernel'.*{says}"):
+            tfk.set_regularizers(model, kernel_regularizer=function)
+    assert model.losses == []
+
+
+@needs_host
+def test_outputs_that_keras_3_does_not_regularize_are_left_out():
+    """A SimpleRNN forgets its activity regularizer, and a TimeDistributed that of the layer inside."""
+    wrapped = keras.layers.TimeDistributed(keras.layers.Dense(2, name="inner"), name="wrapper")
+    layers = [keras.Input((3, 4)), wrapped, keras.layers.SimpleRNN(2, name="rnn"), keras.layers.Dense(2, name="head")]
+    model = keras.Sequential(layers)
+    keras.utils.set_random_seed(0)
+    state = random.getstate()
+    assert tfk.set_regularizers(model, activity_regularizer="l2") == ["head/activity"]
+    assert random.getstate() == state
+    model(np.ones((1, 3, 4)))
+    assert len(model.losses) == 1

@@ -691,6 +691,15 @@ def test_own_metrics_of_keras_3_without_those_of_the_superclass():
 
 
 @needs_host
+@pytest.mark.filterwarnings("ignore:Gradients do not exist for variables:UserWarning")
+def test_keras_3_model_compiled_without_a_loss():
+    history = fit_logged(build(KERASES["Keras 3"], loss=None, metrics=None))
+    assert list(history) == ["data_loss", "loss", "penalty"]
+    np.testing.assert_array_equal(history["data_loss"], 0.0)
+    np.testing.assert_array_equal(history["penalty"], history["loss"])
+
+
+@needs_host
 @pytest.mark.parametrize("losses", ["one", "two"])
 def test_own_step_of_keras_3_with_another_loss(losses):
     """One that adds to what `compute_loss` gave, or the mean of two: `loss` is the sum of the parts in the logs."""
@@ -792,11 +801,6 @@ def test_invalid_arguments_and_name_of_a_weight_taken(keras):
         log_penalties(keras.Sequential())
     with pytest.raises(NotImplementedError, match=r"Write `with tfk_regularizers\.log_penalties\(model\)"):
         tfk.PenaltyLogger(per_weight=True)
-    if keras is not tf_keras:
-        history = fit_logged(build(keras, loss=None, metrics=None))
-        assert list(history) == ["data_loss", "loss", "penalty"]
-        np.testing.assert_array_equal(history["data_loss"], 0.0)
-        np.testing.assert_array_equal(history["penalty"], history["loss"])
     model = model_with_weight(keras)
     log_penalties(model)
     split = compiled_loss(model)

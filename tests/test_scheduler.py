@@ -398,3 +398,17 @@ def test_backup_and_restore(keras, schedule, order, resumed, tmp_path):
         fit(model, *callbacks(), keras.callbacks.LambdaCallback(on_epoch_begin=interrupt))
     assert "l2" not in fit(model)
     assert fit(build(keras, L2(0.5)), *callbacks())["l2"] == resumed
+
+
+@both_kerases
+def test_schedule_by_step_of_a_model_with_optimizers_of_its_own(keras):
+    class Own(keras.Model):
+        def train_step(self, data):
+            return {"loss": tf.add_n(self.losses)}
+
+    x = keras.Input((3,))
+    model = Own(x, dense(keras, L2(0.5))(x))
+    model.compile(keras.optimizers.SGD(RATE), "mse")
+    decay = keras.optimizers.schedules.PolynomialDecay(1.0, 4, 0.0)
+    with pytest.warns(UserWarning, match=r"stays at its start: it counts the steps of `model\.optimizer`, which"):
+        model.fit(X, Y, verbose=0, callbacks=[RegularizationScheduler(decay)])

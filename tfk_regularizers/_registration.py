@@ -40,8 +40,8 @@ def register(keras3: bool = True) -> None:
     `from tf.keras.regularizers import L2`, stays the built-in one.
 
     Args:
-        keras3: Whether to register in Keras 3 too. `False` leaves it as it is, or puts its own regularizers back.
-            Defaults to `True`.
+        keras3: Whether to replace the regularizers of Keras 3 too. `False` leaves it its own, or puts them back; models
+            of Keras 3 with instances of this package's classes can be saved all the same. Defaults to `True`.
 
     Raises:
         ImportError: If the installed tf-keras is not one of the supported versions. Nothing is registered then.
@@ -74,8 +74,8 @@ def register(keras3: bool = True) -> None:
         raise ImportError(f"tfk_regularizers supports {versions.SUPPORTED}. Registration failed: {error}") from error
     if not keras3:
         _unregister_in_keras3()
-    elif versions.runs_on_tensorflow(versions.keras3()):
-        _register_in_keras3(versions.keras3())
+    if versions.runs_on_tensorflow(versions.keras3()):
+        _register_in_keras3(versions.keras3(), as_host=keras3 and versions.is_host(versions.keras3()), strings=keras3)
 
 
 def unregister() -> None:
@@ -102,18 +102,19 @@ def unregister() -> None:
     _forget_custom_objects(tf_keras)
 
 
-def _register_in_keras3(keras: Any) -> None:
+def _register_in_keras3(keras: Any, as_host: bool, strings: bool) -> None:
     """Register in Keras 3 on TensorFlow: in the place of its classes, or as custom objects beside them."""
     try:
         from tfk_regularizers._keras.keras3 import registry as registry3
 
         for cls in (*KERAS_PENALTIES, *NEW_PENALTIES):
-            if versions.is_host(keras) and cls in KERAS_PENALTIES:
+            if as_host and cls in KERAS_PENALTIES:
                 _register_for_reading(keras, cls)
             else:
                 keras.saving.register_keras_serializable(PACKAGE)(cls)
-        registry3.add_string("l1_l2", _DefaultL1L2)
-        if versions.is_host(keras):
+        if strings:
+            registry3.add_string("l1_l2", _DefaultL1L2)
+        if as_host:
             registry3.replace(KERAS_PENALTIES)
             builtin_warnings.REPLACED.update(dict.fromkeys(registry3.REPLACED, "Keras 3"))
             _check(keras.regularizers, keras.saving.get_custom_objects())

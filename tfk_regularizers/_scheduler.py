@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -40,9 +41,9 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
             - a function of two required arguments, the epoch and the current factor of each penalty. It starts from
               the number that the penalty has, so a `fit` that `BackupAndRestore` resumes does not continue it;
             - a `LearningRateSchedule` of Keras, a function of the steps of this `fit`, called when an epoch begins and
-              before each batch, or before each execution with `steps_per_execution` above 1. Steps of earlier fits do
-              not count. Counting waits for the previous step. (With `BackupAndRestore`, put this callback first: then
-              the steps before the interruption count.)
+              before each batch, or before each execution with `steps_per_execution` above 1. It counts the steps of
+              `model.optimizer`; those of earlier fits do not count. Counting waits for the previous step. (With
+              `BackupAndRestore`, put this callback first: then the steps before the interruption count.)
         factor: The name of the factor: `"l1"`, `"l2"`, `"factor"`, or one of a `Penalty` of your own. Defaults to
             `None`, the only name that there is.
         where: A function of a layer that returns whether to schedule its penalties, as in `set_regularizers`. Defaults
@@ -92,6 +93,8 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
 
     def on_train_begin(self, logs: Any = None) -> None:
         versions.check_tensorflow_2("RegularizationScheduler")
+        if self._schedule_kind == "step" and self.model.optimizer is None:
+            raise ValueError("A LearningRateSchedule counts the steps of the model's optimizer. Compile it with one.")
         active = active_regularizers(host_of(self.model), self.model, self.where)
         self._name, self._penalties = _find_penalties(self.model, active, self.factor, self.where)
         self._make_variables(active)
@@ -113,6 +116,13 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._update_configs()
+        if self._schedule_kind == "step" and self._iterations() == self._steps_before:
+            warnings.warn(
+                "The schedule of a RegularizationScheduler stays at its start: it counts the steps of "
+                "`model.optimizer`, which has taken none. For a model with optimizers of its own give a function of "
+                "the epoch.",
+                stacklevel=2,
+            )
         if logs is not None:
             factors = self._factors()
             by_name = {self._name: next(iter(factors.values()))}

@@ -23,8 +23,8 @@ class Host(Protocol):
     def is_revived(self, layer: Any) -> bool:
         """Whether the layer was loaded from a SavedModel without its class."""
 
-    def takes_activity_regularizer(self, layer: Any) -> bool:
-        """Whether the layer takes an activity regularizer by name, and saves it."""
+    def takes_activity_regularizer(self, layer: Any, enclosing: Iterable[Any]) -> bool:
+        """Whether the layer takes an activity regularizer by name, applies it, and saves it."""
 
     def activity_losses(self, layer: Any) -> list[Any]:
         """The losses of its activity regularizer that the layer keeps."""
@@ -48,6 +48,9 @@ class Host(Protocol):
 
     def regularizer_base(self) -> type:
         """The base class of its regularizers."""
+
+    def as_loss(self, value: Any) -> Any:
+        """What a regularizer returned, as a tensor; an error if Keras could not add it to a loss."""
 
     def configs_of(self, regularizer: Any) -> list[Any]:
         """The configs that Keras may write for the regularizer."""

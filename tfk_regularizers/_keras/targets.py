@@ -4,9 +4,6 @@ import itertools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import tensorflow as tf
-import tf_keras
-
 from tfk_regularizers._keras import layers, tree
 from tfk_regularizers._keras.hosts import Host, host_of
 from tfk_regularizers._keras.tree import Node
@@ -47,7 +44,7 @@ def find_targets(host: Host, nodes: list[Node], keyword: str) -> list[Target]:
         if keyword == ACTIVITY:
             for owner in enclosing:  # whose graphs make the output
                 check_not_revived(host, node._replace(layer=owner))
-            if host.takes_activity_regularizer(layer):
+            if host.takes_activity_regularizer(layer, enclosing):
                 targets.append(Target(layer, keyword, held, None, [tree.join_path(node.path, "activity")], enclosing))
         elif keyword in layers.regularizer_attributes(layer) and not layers.is_built(layer):
             raise ValueError(
@@ -75,8 +72,7 @@ def check_regularizer(host: Host, target: Target, regularizer: Any) -> None:
     for path, tensor in zip(itertools.cycle(target.paths), tensors):
         place = f"{short_repr(regularizer)} cannot be the `{target.keyword}` of {path!r}, of shape {tensor.shape}"
         try:
-            value = regularizer(tensor)
-            value = value if tf.is_tensor(value) else tf.convert_to_tensor(value, tf_keras.backend.floatx())
+            value = host.as_loss(regularizer(tensor))
         except Exception as error:
             raise ValueError(f"{place}: {type(error).__name__}: {error}") from error
         if value.shape.rank != 0 or not value.dtype.is_floating:

@@ -2,6 +2,7 @@
 
 from tfk_regularizers._keras.keras2.compiled_loss import is_compiled, join_loss, retrace, split_loss
 from tfk_regularizers._keras.keras2.layer_regularizers import (
+    as_loss,
     configs_of,
     is_of_keras,
     regularizer_base,
@@ -21,6 +22,7 @@ from tfk_regularizers._keras.keras2.steps import iterations, print_message
 
 __all__ = [
     "activity_losses",
+    "as_loss",
     "configs_of",
     "is_compiled",
     "is_of_keras",

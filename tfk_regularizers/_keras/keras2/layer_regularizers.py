@@ -3,6 +3,7 @@
 import contextlib
 from typing import Any
 
+import tensorflow as tf
 import tf_keras
 
 from tfk_regularizers._keras.keras2.layers import activity_losses, weight_losses
@@ -73,6 +74,11 @@ def is_of_keras(layer: Any) -> bool:
 def regularizer_base() -> type:
     """The base class of this Keras's regularizers."""
     return tf_keras.regularizers.Regularizer  # type: ignore[no-any-return]
+
+
+def as_loss(value: Any) -> Any:
+    """What a regularizer returned, as a tensor."""
+    return value if tf.is_tensor(value) else tf.convert_to_tensor(value, tf_keras.backend.floatx())
 
 
 def configs_of(regularizer: Any) -> list[Any]:

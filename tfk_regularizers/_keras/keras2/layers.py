@@ -46,7 +46,7 @@ def as_weight_loss(loss: Any) -> WeightLoss | None:
     return WeightLoss(inner.args[0], inspect.getclosurevars(function).nonlocals["regularizer"], loss)
 
 
-def takes_activity_regularizer(layer: Any) -> bool:
+def takes_activity_regularizer(layer: Any, enclosing: Iterable[Any]) -> bool:
     """Whether a layer takes an activity regularizer by name, and saves it. An EinsumDense drops it."""
     return constructor_takes(layer, "activity_regularizer") and not isinstance(layer, tf_keras.layers.EinsumDense)
 

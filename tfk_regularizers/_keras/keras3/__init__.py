@@ -3,6 +3,7 @@
 from tfk_regularizers._keras.keras3.compiled_loss import is_compiled, join_loss, retrace, split_loss
 from tfk_regularizers._keras.keras3.layers import (
     activity_losses,
+    as_loss,
     configs_of,
     is_of_keras,
     is_revived,
@@ -19,6 +20,7 @@ from tfk_regularizers._keras.keras3.steps import iterations, print_message
 
 __all__ = [
     "activity_losses",
+    "as_loss",
     "configs_of",
     "is_compiled",
     "is_of_keras",

@@ -37,12 +37,16 @@ def is_revived(layer: Any) -> bool:
     return False
 
 
-def takes_activity_regularizer(layer: Any) -> bool:
-    """Whether a layer takes an activity regularizer by name, for its own output alone, and keeps it in files."""
+def takes_activity_regularizer(layer: Any, enclosing: Iterable[Any]) -> bool:
+    """Whether a layer takes an activity regularizer by name, for its own output alone, applies it, and saves it."""
     if isinstance(layer, (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)):
         return False  # they hand it to the layers inside
+    if any(isinstance(one, keras.layers.TimeDistributed) and one.layer is layer for one in enclosing):
+        return False  # it calls what it wraps without it
     if isinstance(layer, keras.layers.SimpleRNN):  # whose constructor forgets it in Keras 3.15
-        return keras.layers.SimpleRNN(1, activity_regularizer=abs, name="test").activity_regularizer is abs
+        zeros = dict.fromkeys(("kernel_initializer", "recurrent_initializer"), "zeros")  # no random number is drawn
+        arguments = {**zeros, "seed": 0, "name": "test"}
+        return keras.layers.SimpleRNN(1, activity_regularizer=abs, **arguments).activity_regularizer is abs
     return constructor_takes(layer, "activity_regularizer") or isinstance(layer, keras.layers.Embedding)
 
 
@@ -88,6 +92,13 @@ def is_of_keras(layer: Any) -> bool:
 def regularizer_base() -> type:
     """The base class of this Keras's regularizers."""
     return keras.regularizers.Regularizer  # type: ignore[no-any-return]
+
+
+def as_loss(value: Any) -> Any:
+    """What a regularizer returned, as a tensor; TypeError for a Python number, which Keras 3 cannot add to a loss."""
+    if not hasattr(value, "dtype"):
+        raise TypeError("Keras 3 adds tensors. Return one, as `keras.ops.convert_to_tensor(0.0)` gives it.")
+    return tf.convert_to_tensor(value)
 
 
 def configs_of(regularizer: Any) -> list[Any]:
