@@ -17,25 +17,3 @@ from tfk_regularizers._keras.keras3.layers import (
     zero_outputs,
 )
 from tfk_regularizers._keras.keras3.steps import iterations, print_message
-
-__all__ = [
-    "activity_losses",
-    "as_loss",
-    "configs_of",
-    "is_compiled",
-    "is_of_keras",
-    "is_revived",
-    "iterations",
-    "join_loss",
-    "print_message",
-    "regularizer_base",
-    "retrace",
-    "set_activity_regularizer",
-    "set_weight_regularizer",
-    "split_loss",
-    "takes_activity_regularizer",
-    "update_bidirectional",
-    "weight_losses",
-    "weights_called",
-    "zero_outputs",
-]
