@@ -10,8 +10,8 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MYPY = "[mypy]\nstrict = true\nignore_missing_imports = true\n"  # tf_keras has no types
 PYRIGHT = {"typeCheckingMode": "standard", "reportUnnecessaryTypeIgnoreComment": "error"}
-# pyright guesses the types of tf_keras from its defaults, and would have `fit(verbose=0)` be an error in the README.
-ANYTHING = {"typings/tf_keras/__init__.pyi": "def __getattr__(name: str): ...\n"}
+# pyright guesses the types of Keras from its defaults, and would have `fit(verbose=0)` be an error in the README.
+ANYTHING = {f"typings/{name}/__init__.pyi": "def __getattr__(name: str): ...\n" for name in ("keras", "tf_keras")}
 REVEALED = re.compile(r":(\d+).*(?:Revealed type is|Type of .* is) \"(.*)\"$", re.M)
 
 

@@ -199,7 +199,7 @@ def draw(measured: dict[str, list[dict]], arguments: argparse.Namespace) -> None
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    picture = Path(__file__).resolve().parent / "images" / "anneal_l1.png"
+    picture = Path(__file__).resolve().parent / "out" / "anneal_l1.png"
     parser = argparse.ArgumentParser(description="Warm up L1, keep the largest weights, fine-tune them.")
     parser.add_argument("--l1", type=float, default=0.005, help="full strength of the penalty (default: 0.005)")
     parser.add_argument("--left", type=int, default=128, help="hidden weights that the cut leaves (default: 128)")
@@ -207,7 +207,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=15, help="epochs from 0 to full strength (default: 15)")
     parser.add_argument("--finetune", type=int, default=10, help="epochs after the cut (default: 10)")
     parser.add_argument(
-        "--plot", type=Path, default=picture, help="PNG to write (default: images/anneal_l1.png beside this script)"
+        "--plot", type=Path, default=picture, help="PNG to write (default: out/anneal_l1.png beside this script)"
     )
     parser.add_argument("--runs", type=int, default=5, help="runs to take the mean of (default: 5)")
     parser.add_argument("--seed", type=int, default=0, help="of the first run: split, weights, batches (default: 0)")

@@ -241,7 +241,7 @@ def draw(results: list[dict], file: Path) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    picture = Path(__file__).resolve().parent / "images" / "finetune_pretrained.png"
+    picture = Path(__file__).resolve().parent / "out" / "finetune_pretrained.png"
     parser = argparse.ArgumentParser(description="Add regularizers to a trained MobileNetV2 and train on.")
     parser.add_argument("--pretraining", type=int, default=10, help="epochs without regularizers (default: 10)")
     parser.add_argument("--epochs", type=int, default=10, help="epochs of fine-tuning (default: 10)")
@@ -250,9 +250,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--orthogonal", type=float, default=5.0, help="factor of orthogonality (default: 5.0)")
     parser.add_argument("--out", type=Path, help="folder that keeps the .keras files (default: a temporary one)")
     parser.add_argument("--logs", type=Path, help="folder for TensorBoard (default: none)")
-    parser.add_argument(
-        "--plot", type=Path, default=picture, help=f"PNG to write (default: images/{picture.name} here)"
-    )
+    parser.add_argument("--plot", type=Path, default=picture, help=f"PNG to write (default: out/{picture.name} here)")
     parser.add_argument("--runs", type=int, default=3, help="runs to take the mean of (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the first run: split, weights, batches (default: 0)")
     return parser.parse_args()

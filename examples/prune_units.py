@@ -284,7 +284,7 @@ def draw(history: dict[str, list], arguments: argparse.Namespace) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    picture = Path(__file__).resolve().parent / "images" / "prune_units.png"
+    picture = Path(__file__).resolve().parent / "out" / "prune_units.png"
     parser = argparse.ArgumentParser(description="Take whole units to zero with a group lasso, and cut them.")
     parser.add_argument("--lasso", type=float, default=3e-4, help="factor of the group lasso (default: 0.0003)")
     parser.add_argument("--l1", type=float, default=1e-3, help="factor of L1 (default: 0.001)")
@@ -295,7 +295,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--threshold", type=float, default=0.01, help="length of a column that stays (default: 0.01)")
     parser.add_argument(
-        "--plot", type=Path, default=picture, help="PNG to write (default: images/prune_units.png beside this script)"
+        "--plot", type=Path, default=picture, help="PNG to write (default: out/prune_units.png beside this script)"
     )
     parser.add_argument("--runs", type=int, default=3, help="runs to take the mean of (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the first run: split, weights, batches (default: 0)")

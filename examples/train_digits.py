@@ -256,12 +256,12 @@ def differences(here: dict[str, dict], there: dict[str, dict]) -> list[str]:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    picture = Path(__file__).resolve().parent / "images" / "train_digits.png"
+    picture = Path(__file__).resolve().parent / "out" / "train_digits.png"
     parser = argparse.ArgumentParser(description="Train a digits classifier with each weight regularizer and compare.")
     parser.add_argument("--epochs", type=int, default=40, help="epochs for each of the five models (default: 40)")
     parser.add_argument("--out", type=Path, help="folder that keeps the .keras files (default: a temporary one)")
     parser.add_argument(
-        "--plot", type=Path, default=picture, help="PNG to write (default: images/train_digits.png beside this script)"
+        "--plot", type=Path, default=picture, help="PNG to write (default: out/train_digits.png beside this script)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the first run: split, weights, batches (default: 0)")
     parser.add_argument("--runs", type=int, default=3, help="runs that are compared with the built-in (default: 3)")

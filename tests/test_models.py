@@ -285,6 +285,27 @@ class TestSetRegularizers:
         assert set_regularizers(model, depthwise_regularizer="l2", where=only("depthwise")) == [expected]
 
     @both_kerases
+    def test_where_is_a_name_a_layer_or_a_list(self, keras):
+        model = built(nested, keras)
+        block, head = model.get_layer("block1"), model.get_layer("dense")
+        in_block = ["block1/dense/kernel", "block1/out/kernel"]
+        for where, paths in (
+            ("block1", in_block),
+            (block, in_block),
+            ("dense", ["block1/dense/kernel", "dense/kernel"]),
+            (head, ["dense/kernel"]),
+            (["out", head], ["block1/out/kernel", "dense/kernel"]),
+            (("block1", "dense"), [*in_block, "dense/kernel"]),
+        ):
+            assert set_regularizers(model, kernel_regularizer=L2(0.5), where=where) == paths
+            assert list(penalties(model)) == paths
+            set_regularizers(model, kernel_regularizer=None)
+        model = built(recurrent, keras)
+        cell = model.get_layer("lstm").cell
+        for where in ("lstm", cell.name, cell):
+            assert set_regularizers(model, kernel_regularizer="l2", where=where) == [f"lstm/{cell.name}/kernel"]
+
+    @both_kerases
     def test_where_asks_the_layer_around_too(self, keras):
         model = built(recurrent, keras)
         for name in ("lstm", "simple"):
@@ -422,12 +443,20 @@ class Unsaved(L2):
 KERNEL, ORTHOGONAL = {"kernel_regularizer": "l2"}, OrthogonalRegularizer()
 FAILURES = {
     "unknown": (sequential, {"kernel": "l2"}, r"`kernel` would.*one of: activity_reg.*, bias_reg.*, kernel_reg.*r\.$"),
+    "misspelt": (sequential, {"kernel_regulariser": "l2"}, r"by it\. Did you mean `kernel_regularizer`\? Expected one"),
     "second_absent": (sequential, KERNEL | {"gamma_regularizer": "l2"}, "`gamma_regularizer` would"),
     "passed_over": (convolutional, KERNEL | {"where": only("depthwise")}, "passes `where`.*depthwise_regularizer"),
     "nested_model": (nested, KERNEL | {"where": only("block1")}, "one of: none, without weights"),
     "nowhere": (sequential, KERNEL | {"where": only("none")}, "`where` passes for no layer"),
     "no_keyword": (sequential, {}, "at least one keyword"),
-    "where": (sequential, KERNEL | {"where": "hidden"}, "argument `where`.*where='hidden'"),
+    "where": (sequential, KERNEL | {"where": 3}, "argument `where`.*where=3"),
+    "where_list": (sequential, KERNEL | {"where": ["hidden", 3]}, "argument `where`.*'hidden', 3"),
+    "name": (nested, KERNEL | {"where": ["dense", "blok1"]}, "`where` is 'blok1', and no.*Did you mean 'block1'?"),
+    "layer": (
+        sequential,
+        KERNEL | {"where": layers.Dense(1, name="other")},
+        "has a layer 'other', which is not in the",
+    ),
     "identifier": (sequential, {"kernel_regularizer": "l3"}, "Unknown regularizer: 'l3'"),
     "rank": (sequential, KERNEL | {"bias_regularizer": ORTHOGONAL}, r"`bias_reg.*'hidden/bias', .* \(3,\).*rank 2"),
     "raises": (sequential, {"kernel_regularizer": lambda x: 1 / 0}, "'hidden/kernel'.*ZeroDivisionError"),

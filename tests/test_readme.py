@@ -5,6 +5,7 @@ import pathlib
 import re
 
 import pytest
+from libraries import needs_host
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -24,12 +25,13 @@ print(json.dumps(outputs))
 """
 
 
-@pytest.fixture(scope="module")
-def outputs(run_python, tmp_path_factory):
+@pytest.fixture(scope="module", params=["tf_keras", pytest.param("keras", marks=needs_host)])
+def outputs(request, run_python, tmp_path_factory):
     """What each snippet prints, one after the other in a process that has not imported the package before."""
     file = tmp_path_factory.mktemp("readme") / "snippets.json"
-    file.write_text(json.dumps([snippet for snippet, _ in SNIPPETS]))
-    return json.loads(run_python("-c", RUN, file).splitlines()[-1])
+    snippets = [re.sub(r"(?m)^import keras .*", f"import {request.param} as keras", snippet) for snippet, _ in SNIPPETS]
+    file.write_text(json.dumps(snippets))
+    return json.loads(run_python("-W", "error::UserWarning", "-c", RUN, file).splitlines()[-1])
 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))

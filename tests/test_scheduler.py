@@ -68,18 +68,13 @@ def assert_trained_by_l2(model, factors):
         ({"schedule": lambda: 0.5}, "`schedule`"),
         ({"schedule": lambda epoch, factor, more: 0.5}, "`schedule`"),
         ({"schedule": by_epoch, "factor": 3}, "`factor`.*factor=3"),
-        ({"schedule": by_epoch, "where": "dense"}, "`where`.*where='dense'"),
+        ({"schedule": by_epoch, "where": 3}, "`where`.*where=3"),
         (
             {"schedule": by_epoch, "where": tf_keras.layers.Dense},
             r"`where`.*`lambda layer: isinstance\(layer, Dense\)`",
         ),
-        *[
-            (
-                {"schedule": by_epoch, "where": library.layers.Dense(2, name="a")},
-                "`where`.*`lambda layer: layer.name == 'a'`",
-            )
-            for library in LIBRARIES
-        ],
+        ({"schedule": by_epoch, "where": []}, r"`where`.*where=\[\]"),
+        ({"schedule": by_epoch, "where": [len]}, r"`where`.*where=\[<built-in"),
     ],
 )
 def test_bad_argument(arguments, says):
@@ -398,6 +393,20 @@ def test_backup_and_restore(keras, schedule, order, resumed, tmp_path):
         fit(model, *callbacks(), keras.callbacks.LambdaCallback(on_epoch_begin=interrupt))
     assert "l2" not in fit(model)
     assert fit(build(keras, L2(0.5)), *callbacks())["l2"] == resumed
+
+
+@both_kerases
+def test_where_is_a_name_or_a_layer(keras):
+    """A name that the model lacks is an error when training begins, before anything changes."""
+    for where in ("dense0", 0, ["dense0"]):
+        model = build(keras, L2(0.5), L2(0.5))
+        fit(model, RegularizationScheduler(by_epoch, where=model.layers[0] if where == 0 else where))
+        first, second = (layer.kernel_regularizer for layer in model.layers)
+        assert (repr(first), repr(second)) == (f"L2(l2=<variable: {EPOCHS[-1]}>)", "L2(l2=0.5)")
+    model = build(keras, L2(0.5))
+    with pytest.raises(ValueError, match=r"no layer of the model .* has that name\. Did you mean 'dense0'"):
+        fit(model, RegularizationScheduler(by_epoch, where="dens0"))
+    assert repr(model.layers[0].kernel_regularizer) == "L2(l2=0.5)"
 
 
 @both_kerases

@@ -48,7 +48,7 @@ For a penalty of your own:
 
 In the place of Keras's own:
 
-- `register`, which the import has called; `register(keras3=False)` is for tf_keras alone; `unregister` puts all back.
+- `register`, which the import has called; `register(keras3=False)` leaves Keras 3 its own; `unregister` undoes both.
 """
 
 from tf_keras.regularizers import Regularizer

@@ -1,7 +1,7 @@
 """Functions on whole models: `set_regularizers` and `penalties`."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import tensorflow as tf
@@ -14,12 +14,11 @@ from tfk_regularizers._messages import invalid_argument
 from tfk_regularizers._penalties.arguments import was_read_in_graph
 from tfk_regularizers._penalties.base import without_autograph
 
+Where: TypeAlias = str | Callable[[Any], Any] | Sequence[str | Callable[[Any], Any]] | None  # a layer is callable
 Identifier: TypeAlias = str | dict[str, Any] | Callable[[Any], Any] | None
 
 
-def set_regularizers(
-    model: Any, *, where: Callable[[Any], bool] | None = None, **regularizers: Identifier
-) -> list[str]:
+def set_regularizers(model: Any, *, where: Where = None, **regularizers: Identifier) -> list[str]:
     """Sets, replaces or removes regularizers on the layers of a built model, in place.
 
     `model.losses` is right at once: no rebuild, no reload, weights and optimizer state untouched. The next `fit` of
@@ -47,10 +46,10 @@ def set_regularizers(
     Args:
         model: A model of tf_keras, or of Keras 3.12 or later on its TensorFlow backend. It must have its weights, and
             may be compiled or not.
-        where: A function of a layer that returns whether to change it; `None` means all layers. A layer
-            that is part of another layer (a cell of an RNN layer, what a wrapper wraps, a projection of a
-            `MultiHeadAttention`) is changed if `where` passes for it or for the layer around it; a nested model is no
-            such layer.
+        where: Which layers to change: the name of a layer or of one around it (a nested model, a wrapper), a layer, a
+            list of these, or a function of a layer that returns whether to change it; `None` means all layers. What is
+            part of a chosen layer (a cell of an RNN layer, what a wrapper wraps, a projection of a
+            `MultiHeadAttention`) is changed too. A function that passes for a nested model does not choose its layers.
         **regularizers: From the name of an attribute (`kernel_regularizer`, `bias_regularizer`,
             `depthwise_regularizer`, `pointwise_regularizer`, `recurrent_regularizer`, `embeddings_regularizer`,
             `gamma_regularizer`, `beta_regularizer`, `alpha_regularizer`, `activity_regularizer`, or that of a layer of
@@ -81,7 +80,7 @@ def set_regularizers(
     ...     [tf_keras.layers.Dense(2, kernel_initializer="ones", name="hidden"), tf_keras.layers.Dense(1, name="head")]
     ... )
     >>> model.build((None, 3))
-    >>> set_regularizers(model, kernel_regularizer=L2(0.5), where=lambda layer: layer.name == "hidden")
+    >>> set_regularizers(model, kernel_regularizer=L2(0.5), where="hidden")
     ['hidden/kernel']
     >>> float(sum(model.losses))
     3.0
@@ -105,8 +104,8 @@ def penalties(model: Any) -> dict[str, tf.Tensor]:
     """Returns the current penalty of each regularized weight of a model.
 
     The values are what Keras adds to the loss: they sum to `sum(model.losses)` as long as there is neither an activity
-    regularizer nor an `add_loss`, which belong to no weight. Keras 3 does not penalize frozen weights. (A
-    `SampledOrthogonalRegularizer` draws afresh at each reading.)
+    regularizer nor an `add_loss`. Those are not listed: they depend on data, and Keras keeps them without names.
+    Keras 3 does not penalize frozen weights. (A `SampledOrthogonalRegularizer` draws afresh at each reading.)
 
     A custom training loop adds the penalties to the loss itself. Under a strategy each replica computes them and the
     gradients of the replicas are added up, so each takes its share; the loop equals `fit`, on any number of replicas:
@@ -151,7 +150,7 @@ def penalties(model: Any) -> dict[str, tf.Tensor]:
     >>> inner = tf_keras.Sequential([tf_keras.layers.Dense(2, kernel_initializer="ones", name="dense")], name="block1")
     >>> model = tf_keras.Sequential([inner, tf_keras.layers.Dense(1, name="head")])
     >>> model.build((None, 3))
-    >>> set_regularizers(model, kernel_regularizer="l2", where=lambda layer: layer.name == "dense")
+    >>> set_regularizers(model, kernel_regularizer="l2", where="block1")
     ['block1/dense/kernel']
     >>> {path: round(float(value), 6) for path, value in penalties(model).items()}
     {'block1/dense/kernel': 0.06}
@@ -160,8 +159,11 @@ def penalties(model: Any) -> dict[str, tf.Tensor]:
 
 
 def check_where(where: Any) -> None:
-    """Raise ValueError unless `where` is a function or None."""
-    is_layer = isinstance(where, versions.layer_bases())
-    if where is not None and (not callable(where) or inspect.isclass(where) or is_layer):
-        such_as = f"layer.name == {where.name!r}" if is_layer else "isinstance(layer, Dense)"
-        raise invalid_argument("where", f"a function of a layer, such as `lambda layer: {such_as}`, or None", where)
+    """Raise ValueError unless `where` is a function, a layer, a name, a list of layers and names, or None."""
+    for one in where if isinstance(where, (list, tuple)) else [where]:
+        is_nested = one is not where and not isinstance(one, (str, *versions.layer_bases()))
+        if where is not None and (inspect.isclass(one) or is_nested or not (callable(one) or isinstance(one, str))):
+            expected = "a name or a function of a layer, such as `lambda layer: isinstance(layer, Dense)`, or None"
+            raise invalid_argument("where", f"a layer, a list of layers, {expected}", where)
+    if isinstance(where, (list, tuple)) and not where:
+        raise invalid_argument("where", "a layer, a name, or a list of some", where)

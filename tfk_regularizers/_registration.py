@@ -37,7 +37,7 @@ def register(keras3: bool = True) -> None:
     string.
 
     It may be called any number of times. A class that was imported before, by
-    `from tf.keras.regularizers import L2`, stays the built-in one.
+    `from keras.regularizers import L2`, stays the built-in one.
 
     Args:
         keras3: Whether to replace the regularizers of Keras 3 too. `False` leaves it its own, or puts them back; models
@@ -72,8 +72,7 @@ def register(keras3: bool = True) -> None:
     except Exception as error:
         unregister()
         raise ImportError(f"tfk_regularizers supports {versions.SUPPORTED}. Registration failed: {error}") from error
-    if not keras3:
-        _unregister_in_keras3()
+    _unregister_in_keras3()
     if versions.runs_on_tensorflow(versions.keras3()):
         _register_in_keras3(versions.keras3(), as_host=keras3 and versions.is_host(versions.keras3()), strings=keras3)
 

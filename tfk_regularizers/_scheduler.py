@@ -13,7 +13,7 @@ from tfk_regularizers._keras import tree, versions
 from tfk_regularizers._keras.hosts import checked_host, host_of, leave_batch_logs_unread
 from tfk_regularizers._keras.regularization import ActiveRegularizer, active_regularizers, retrace
 from tfk_regularizers._messages import invalid_argument, short_repr
-from tfk_regularizers._models import check_where
+from tfk_regularizers._models import Where, check_where
 from tfk_regularizers._penalties import KERAS_PENALTIES, NEW_PENALTIES, Penalty, Sum
 from tfk_regularizers._penalties.arguments import Factor, argument_names
 from tfk_regularizers._penalties.factors import factor_value, is_factor_variable, to_finite_float
@@ -45,13 +45,13 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
               `model.optimizer`; those of earlier fits do not count. Counting waits for the previous step. (With
               `BackupAndRestore`, put this callback first: then the steps before the interruption count.)
         factor: The name of the factor: `"l1"`, `"l2"`, `"factor"`, or one of a `Penalty` of your own. Defaults to
-            `None`, the only name that there is.
-        where: A function of a layer that returns whether to schedule its penalties, as in `set_regularizers`. Defaults
-            to `None`, all layers.
+            `None`: the only factor of the penalties.
+        where: The layers whose penalties to schedule: a name, a layer, a list of these, or a function of a layer, as in
+            `set_regularizers`. Defaults to `None`, all layers.
         verbose: 1 prints a line when an epoch begins. Defaults to 0.
 
     Raises:
-        ValueError: If an argument is none of these. When training begins, if no penalty is found or several names are,
+        ValueError: If an argument is invalid. When training begins, if no penalty is found or several names are,
             or if one cannot be changed: a regularizer that is not a `Penalty` (for instance a built-in one made before
             this package was imported), one of a layer that was loaded from a SavedModel without its class, or one
             shared with a layer that `where` leaves out. From `fit`, if the schedule gives no finite number; the factor
@@ -74,7 +74,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
         self,
         schedule: Callable[..., Any],
         factor: str | None = None,
-        where: Callable[[Any], Any] | None = None,
+        where: Where = None,
         verbose: int = 0,
     ) -> None:
         super().__init__()

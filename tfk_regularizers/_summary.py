@@ -5,8 +5,8 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-from tfk_regularizers._keras import regularization
 from tfk_regularizers._keras.hosts import check_is_model, host_of
+from tfk_regularizers._keras.regularized import Regularized, regularized, source
 
 _HEADINGS = ("Weight or output", "Shape", "Regularizer", "From", "Penalty", "Share")
 
@@ -52,7 +52,7 @@ def summary(model: Any, print_fn: Callable[[str], Any] | None = None) -> None:
     Sum of the penalties of weights: 0.12
     """
     check_is_model(model, "`summary`")
-    rows = regularization.regularized(host_of(model), model)
+    rows = regularized(host_of(model), model)
     penalties = [float(row.penalty) for row in rows if row.penalty is not None]
     total = sum(penalties)
     cells = [_cells(row, total) for row in rows]
@@ -68,15 +68,15 @@ def summary(model: Any, print_fn: Callable[[str], Any] | None = None) -> None:
     (print_fn or host_of(model).print_message)(text)
 
 
-def _cells(row: regularization.Regularized, total: float) -> tuple[str, ...]:
+def _cells(row: Regularized, total: float) -> tuple[str, ...]:
     """The cells of a line of the table."""
     shape = "" if row.shape is None else str(tuple(row.shape))
     path = f"{row.path} *" if row.note else row.path
     if row.penalty is None:
-        return path, shape, _described(row.regularizer), row.source, "", ""
+        return path, shape, _described(row.regularizer), source(row.regularizer), "", ""
     penalty = float(row.penalty)
     share = f"{100 * penalty / total:.0f} %" if total else ""
-    return path, shape, _described(row.regularizer), row.source, f"{penalty:.4g}", share
+    return path, shape, _described(row.regularizer), source(row.regularizer), f"{penalty:.4g}", share
 
 
 def _described(regularizer: Any) -> str:

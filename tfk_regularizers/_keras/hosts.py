@@ -30,7 +30,7 @@ class Host(Protocol):
         """The losses of its activity regularizer that the layer keeps."""
 
     def zero_outputs(self, layer: Any) -> list[Any]:
-        """Zeros of the shapes of the layer's outputs; none if only a call tells the shapes."""
+        """Zeros of the shapes of the layer's outputs; an empty list if only a call shows them."""
 
     def set_weight_regularizer(
         self, layer: Any, keyword: str, variables: list[Any], regularizer: Any, undo: contextlib.ExitStack

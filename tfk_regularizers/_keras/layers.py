@@ -23,7 +23,7 @@ def all_weights(layer: Any) -> list[Any]:
 
 
 def own_weights(layer: Any) -> list[Any]:
-    """The weights of a layer of either Keras that belong to none of its sublayers, in order of creation."""
+    """The weights of a layer of either Keras without those of its sublayers, in order of creation."""
     inner = {id(variable) for sublayer in sublayers(layer) for variable in all_weights(sublayer)}
     return [variable for variable in all_weights(layer) if id(variable) not in inner]
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfk_regularizers._keras import builtin_warnings, layer_configs, layers, targets, tree, versions
+from tfk_regularizers._keras import builtin_warnings, layer_configs, layers, targets, tree
 from tfk_regularizers._keras.hosts import Host, check_is_model, host_of
 from tfk_regularizers._keras.targets import ACTIVITY
 
@@ -49,7 +49,7 @@ def active_regularizers(host: Host, model: Any, where: Any = None) -> list[Activ
     for node in nodes:
         if id(node.layer) in chosen:
             targets.check_not_revived(host, node, only_with_losses=True)
-        pairs = [] if host.is_revived(node.layer) else _active_in_layer(host, node.layer)
+        pairs = [] if host.is_revived(node.layer) else active_in_layer(host, node.layer)
         paths = iter(tree.weight_paths(node, [target for target, _ in pairs if not isinstance(target, str)]))
         for target, regularizer in pairs:
             path = tree.join_path(node.path, target) if isinstance(target, str) else next(paths)
@@ -57,7 +57,7 @@ def active_regularizers(host: Host, model: Any, where: Any = None) -> list[Activ
     return found
 
 
-def _active_in_layer(host: Host, layer: Any) -> list[tuple[Any, Any]]:
+def active_in_layer(host: Host, layer: Any) -> list[tuple[Any, Any]]:
     """Pairs of a target and its regularizer, for all regularizers that have an effect in a layer itself.
 
     A target is a variable, the name of a weight that is not built yet, or "activity". An attribute that was set on a
@@ -69,61 +69,6 @@ def _active_in_layer(host: Host, layer: Any) -> list[tuple[Any, Any]]:
         pairs += [(name.removesuffix("_regularizer"), layers.held_regularizer(layer, name)) for name in names]
     pairs.append(("activity", getattr(layer, ACTIVITY, None)))
     return [(target, regularizer) for target, regularizer in pairs if regularizer is not None]
-
-
-class Regularized(NamedTuple):
-    """A regularized weight or output: where, its regularizer, whose that is, its penalty if it has one, and a note."""
-
-    path: str
-    shape: Any
-    regularizer: Any
-    source: str
-    penalty: Any
-    note: str
-
-
-def regularized(host: Host, model: Any) -> list[Regularized]:
-    """All regularized weights and outputs of a model, and the attributes that have no effect."""
-    nodes, found = tree.walk(model), []
-    active = {id(regularizer) for node in nodes for _, regularizer in _active_in_layer(host, node.layer)}
-    for node in nodes:
-        penalized = {id(loss.variable): loss for loss in host.weight_losses(node.layer, model)}
-        of_weights = host.weight_losses(node.layer)
-        paths = tree.weight_paths(node, [loss.variable for loss in of_weights])
-        for path, loss in zip(paths, of_weights, strict=True):
-            is_penalized = id(loss.variable) in penalized
-            penalty, note = loss.penalty() if is_penalized else None, "" if is_penalized else "frozen, not penalized"
-            found.append((path, loss.variable.shape, loss.regularizer, penalty, note))
-        for keyword in layers.regularizer_attributes(node.layer):
-            regularizer = layers.held_regularizer(node.layer, keyword)
-            path = tree.join_path(node.path, keyword.removesuffix("_regularizer"))
-            if not callable(regularizer):  # tf_keras has a list under such a name
-                continue
-            if keyword == ACTIVITY:
-                found.append((path, None, regularizer, None, ""))
-            elif not layers.is_built(node.layer):
-                found.append((path, None, regularizer, None, "the layer has no weights yet"))
-            elif id(regularizer) not in active:
-                note = "set on a built layer: without effect before the model is saved and loaded"
-                found.append((path, None, regularizer, None, note))
-    described = [(*row, *_source(host, row[2])) for row in found]
-    return [
-        Regularized(path, shape, regularizer, source, penalty, "; ".join(filter(None, (note, more))))
-        for path, shape, regularizer, penalty, note, source, more in described
-    ]
-
-
-def _source(host: Host, regularizer: Any) -> tuple[str, str]:
-    """Which package a regularizer comes from, and a note if that is another than one may expect."""
-    root = type(regularizer).__module__.partition(".")[0]
-    if builtin := builtin_warnings.builtin_class(regularizer):
-        return builtin_warnings.REPLACED[builtin], "built-in, from before the import of tfk_regularizers"
-    if isinstance(regularizer, versions.regularizer_bases()) and not isinstance(regularizer, host.regularizer_base()):
-        return _PACKAGES.get(root, root), "derived from the base class of the other Keras"
-    return _PACKAGES.get(root, root), ""
-
-
-_PACKAGES = {"keras": "Keras 3", "__main__": "your program"}
 
 
 def retrace(host: Host, model: Any) -> None:

@@ -1,5 +1,6 @@
 """What the keywords of `set_regularizers` name in a model: weights and outputs of layers."""
 
+import difflib
 import itertools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ def regularized_weight(host: Host, layer: Any, keyword: str, enclosing: Iterable
         return []
     regularizer, named = layers.held_regularizer(layer, keyword), host.weights_called(keyword, layer, enclosing)
     others = [layers.held_regularizer(layer, other) for other in keywords if other not in (keyword, ACTIVITY)]
-    if any(other is regularizer for other in others):  # then the name alone tells which weight is meant
+    if any(other is regularizer for other in others):  # then only the name shows which weight is meant
         return named
     return [loss.variable for loss in host.weight_losses(layer) if loss.regularizer is regularizer] or named
 
@@ -86,10 +87,13 @@ def no_target(model: Any, keyword: str, where: Any, nodes: list[Node], chosen: l
     host = host_of(model)
     built = [node for node in (nodes if where is None else chosen) if layers.is_built(node.layer)]
     candidates = {ACTIVITY}.union(*(layers.regularizer_attributes(node.layer) for node in built))
-    present = ", ".join(sorted(candidate for candidate in candidates if find_targets(host, built, candidate)))
+    present = sorted(candidate for candidate in candidates if find_targets(host, built, candidate))
+    nearest = difflib.get_close_matches(keyword, present, n=1)
+    hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
     return (
         f"`{keyword}` would change nothing: no layer {'' if where is None else 'that passes `where` '}in the model "
-        f"{model.name!r} regularizes a weight by it. Expected one of: {present or 'none, without weights'}."
+        f"{model.name!r} regularizes a weight by it.{hint} Expected one of: "
+        f"{', '.join(present) or 'none, without weights'}."
     )
 
 

@@ -1,8 +1,9 @@
 """The layers of a model as a tree, with the paths of layers and weights."""
 
+import difflib
 import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -11,30 +12,33 @@ from tfk_regularizers._keras import layers, versions
 
 
 class Node(NamedTuple):
-    """A layer, its path, and the layers around it that are not models, by id."""
+    """A layer, its path, the layers around it that are not models, and those and the models inside the model, by id."""
 
     layer: Any
     path: str
     enclosing: dict[int, Any]
+    around: dict[int, Any]
 
 
 def walk(model: Any) -> list[Node]:
     """The model and all layers inside it, each once, in the order in which Keras collects their losses."""
-    nodes = {id(model): Node(model, "", {})}
+    nodes = {id(model): Node(model, "", {}, {})}
     taken: set[str] = set()
 
     def visit(parent: Node) -> None:
         enclosing = parent.enclosing
+        around = {**parent.around, **({} if parent.layer is model else {id(parent.layer): parent.layer})}
         if not isinstance(parent.layer, versions.model_bases()):
             enclosing = {**enclosing, id(parent.layer): parent.layer}
         for layer in layers.sublayers(parent.layer):
             node = nodes.get(id(layer))
             if node is None:
                 path = deduplicate_path(join_path(parent.path, layer.name), taken)
-                nodes[id(layer)] = node = Node(layer, path, {})
-            elif enclosing.keys() <= node.enclosing.keys():
+                nodes[id(layer)] = node = Node(layer, path, {}, {})
+            elif enclosing.keys() <= node.enclosing.keys() and around.keys() <= node.around.keys():
                 continue
             node.enclosing.update(enclosing)
+            node.around.update(around)
             visit(node)
 
     visit(nodes[id(model)])
@@ -46,10 +50,32 @@ def models_among(nodes: Iterable[Node]) -> list[Any]:
     return [node.layer for node in nodes if isinstance(node.layer, versions.model_bases())]
 
 
-def choose(nodes: Iterable[Node], where: Callable[[Any], Any] | None) -> list[Node]:
-    """The layers that pass `where`, and those inside layers that pass it."""
-    passes = {id(node.layer): where is None or bool(where(node.layer)) for node in nodes}
-    return [node for node in nodes if passes[id(node.layer)] or any(passes[owner] for owner in node.enclosing)]
+def choose(nodes: list[Node], where: Any) -> list[Node]:
+    """The layers that `where` names, is or passes for, and those inside them; inside a model only those of a name."""
+    if where is None:
+        return nodes
+    if callable(where) and not isinstance(where, versions.layer_bases()):
+        passes = {id(node.layer): bool(where(node.layer)) for node in nodes}
+        return [node for node in nodes if passes[id(node.layer)] or any(passes[owner] for owner in node.enclosing)]
+    wanted = where if isinstance(where, (list, tuple)) else [where]
+    missing = [one for one in wanted if not any(one is node.layer or one == node.layer.name for node in nodes)]
+    if missing:
+        raise ValueError(_not_in_model(missing[0], nodes))
+
+    def is_wanted(layer: Any) -> bool:
+        return any(layer is one or layer.name == one for one in wanted)
+
+    return [node for node in nodes if is_wanted(node.layer) or any(map(is_wanted, node.around.values()))]
+
+
+def _not_in_model(missing: Any, nodes: list[Node]) -> str:
+    """The message for a layer or a name that is not in a model."""
+    model = nodes[0].layer.name
+    if not isinstance(missing, str):
+        return f"`where` has a layer {missing.name!r}, which is not in the model {model!r}."
+    nearest = difflib.get_close_matches(missing, [node.layer.name for node in nodes[1:]], n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return f"`where` is {missing!r}, and no layer of the model {model!r} has that name.{hint}"
 
 
 def weight_paths(node: Node, variables: list[Any]) -> list[str]:

@@ -39,7 +39,7 @@ class L1(Penalty):
         **kwargs: `l`, the name that `l1` had in old versions of Keras.
 
     Raises:
-        ValueError: If `l1` is not a finite number; when saved or copied, if it is a variable that holds none.
+        ValueError: If `l1` is not a finite number; when saved or copied, if it is a variable of another number.
         TypeError: If there is another keyword argument; when called, if x is not of a floating or complex dtype.
 
     >>> L1(0.5)
@@ -68,7 +68,7 @@ class L2(Penalty):
     Formula: `l2 * Σx²` over all elements of a tensor of any shape (`|x|²` for complex ones). Gradient: `2 * l2 * x`.
 
     As the `embeddings_regularizer` of a large table it costs more than the rest of a step: all rows are read, and all
-    are updated, where the step would touch those alone that were looked up (`examples/embedding_table.py`). An
+    are updated, where the step would touch only those that were looked up (`examples/embedding_table.py`). An
     `activity_regularizer` of the `Embedding` penalizes just these, each as often as it occurs, and divides by the size
     of the batch, as Keras does with any activity penalty.
 
@@ -113,7 +113,7 @@ class L2(Penalty):
         learning rate η takes the weights to `(1 - η * decay) * x` before the data's gradient is subtracted, as
         `torch.optim.SGD(lr=η, weight_decay=decay)` does, momentum included.
 
-        It equals *decoupled* weight decay (AdamW, `weight_decay=` of a tf_keras optimizer) under plain SGD alone. An
+        It equals *decoupled* weight decay (AdamW, `weight_decay=` of a tf_keras optimizer) only under plain SGD. An
         adaptive optimizer divides the penalty's gradient, like any other, by the size of past gradients, so weights
         with large gradients decay less; AdamW does not. There is then no `l2` that does the same. Both shrink with the
         learning rate: the weights decay by η times `decay`, so a schedule that lowers η lowers the decay of each step.

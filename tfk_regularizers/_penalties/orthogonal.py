@@ -16,7 +16,8 @@ Pair each block with itself and with the h blocks after it, counted cyclically: 
   serves twice: row block i of the product receives Tᵀ v_after, the h blocks after it receive T v_i. What they have
   received so far travels along in a window, whose first block is complete when its turn comes; what has gone around
   is left in the window at the end, and belongs to the first blocks.
-- *The value alone* needs no window. It takes all blocks at once, step s = 1 .. h pairing each with the one s after it.
+- *The value without its gradient* needs no window. It takes all blocks at once, step s = 1 .. h pairing each with the
+  one s after it.
 
 Count in F = n² d, the multiply-adds of the whole Gram matrix. Half of the pairs are 0.5 F for G, and 0.5 F each for
 both ways in which T serves: 0.5 F for the value, 1.5 F with the gradient. (Keeping G and letting TensorFlow

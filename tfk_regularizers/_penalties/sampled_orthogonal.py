@@ -19,7 +19,7 @@ class SampledOrthogonalRegularizer(Penalty):
 
     Formula: that of `OrthogonalRegularizer` on `sample_size` rows (or columns), drawn uniformly without replacement at
     each call, also inside a traced function; on all of them, exactly, if there are no more. An unbiased estimate of the
-    same mean. Gradient: that of the formula, for the drawn rows alone (`IndexedSlices` for the rows of a variable).
+    same mean. Gradient: that of the formula, for the drawn rows only (`IndexedSlices` for the rows of a variable).
 
     Time: O(sample_size² d) instead of O(n² d) for n rows of d elements, however many there are. Peak memory: that of
     `OrthogonalRegularizer` on `sample_size` rows. For a square kernel of 2048 rows a sample of 256 takes a twentieth of

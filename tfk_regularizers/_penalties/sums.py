@@ -102,7 +102,9 @@ def add(left, right):
         return right
     for side in (left, right):
         if not isinstance(side, versions.regularizer_bases()):
-            raise TypeError(f"Expected regularizers on both sides of +. Received: {short_repr(side)} of {type(side)}")
+            hint = " For a string write its class, as in `L1(0.1) + L2()`." if isinstance(side, str) else ""
+            received = f"Received: {short_repr(side)} of {type(side)}"
+            raise TypeError(f"Expected regularizers on both sides of +.{hint} {received}")
     return _merge(left, right) or Sum([left, right])
 
 

@@ -52,7 +52,7 @@ class SplitLoss:
 
     @property
     def metrics(self) -> list[Any]:
-        """Those of the compiled loss and of the parts; none before the first step."""
+        """Those of the compiled loss and of the parts; an empty list before the first step."""
         metrics = self._container.metrics
         others = [*metrics, *self._model.compiled_metrics.metrics]
         others += [metric for layer in self._model._flatten_layers() for metric in layer._metrics]

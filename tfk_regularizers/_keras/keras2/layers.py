@@ -57,7 +57,7 @@ def activity_losses(layer: Any) -> list[Any]:
 
 
 def zero_outputs(layer: Any) -> list[Any]:
-    """Zeros of the shapes of a layer's outputs, for a batch of one; none if only a call tells the shapes."""
+    """Zeros of the shapes of a layer's outputs, for a batch of one; an empty list if only a call shows them."""
     try:
         outputs = tf.nest.flatten(layer.get_output_at(0))
     except (AttributeError, RuntimeError, ValueError):

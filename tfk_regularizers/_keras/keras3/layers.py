@@ -38,7 +38,7 @@ def is_revived(layer: Any) -> bool:
 
 
 def takes_activity_regularizer(layer: Any, enclosing: Iterable[Any]) -> bool:
-    """Whether a layer takes an activity regularizer by name, for its own output alone, applies it, and saves it."""
+    """Whether a layer takes an activity regularizer by name, only for its own output, applies it, and saves it."""
     if isinstance(layer, (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)):
         return False  # they hand it to the layers inside
     if any(isinstance(one, keras.layers.TimeDistributed) and one.layer is layer for one in enclosing):
@@ -56,7 +56,7 @@ def activity_losses(layer: Any) -> list[Any]:
 
 
 def zero_outputs(layer: Any) -> list[Any]:
-    """Zeros of the shapes of a layer's outputs, for a batch of one; none if only a call tells the shapes."""
+    """Zeros of the shapes of a layer's outputs, for a batch of one; an empty list if only a call shows them."""
     try:
         outputs = keras.tree.flatten(layer.output)
     except (AttributeError, ValueError):
