@@ -20,4 +20,13 @@ both_kerases = pytest.mark.parametrize("keras", KERASES.values(), ids=KERASES)
 needs_host = pytest.mark.skipif(not IS_HOST, reason="tf.keras is no Keras 3 that the package serves")
 needs_keras3 = pytest.mark.skipif(KERAS3 is None, reason="tf.keras is tf_keras")
 
+
+def activity_share(keras, batch):
+    """What becomes of a penalty of 1 on outputs: tf_keras and some versions of Keras 3 divide it by the batch size."""
+    one = type("One", (tfk.Penalty,), {"__call__": lambda self, x: tf.constant(1.0)})()
+    layer = keras.layers.Dense(3, activity_regularizer=one)
+    layer(tf.ones([batch, 2]))
+    return float(layer.losses[0])
+
+
 IN_KERAS = [name for name, (make, _) in PENALTIES.items() if type(make(tfk)) in KERAS_PENALTIES]

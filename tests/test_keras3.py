@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from differentiation import MODES, assert_close, run
-from libraries import IN_KERAS, KERAS3, needs_host
+from libraries import IN_KERAS, KERAS3, activity_share, needs_host
 from oracles import PENALTIES
 
 import tfk_regularizers as tfk
@@ -55,13 +55,6 @@ def losses(model, x):
     return sorted(float(loss) for loss in model.losses)
 
 
-def activity_share(library):
-    """What becomes of a penalty of 1 on outputs: all but early versions of Keras 3 divide it by the batch size."""
-    layer = library.layers.Dense(3, activity_regularizer=lambda _: tf.constant(1.0))
-    layer(data(BATCH)[0])
-    return float(layer.losses[0])
-
-
 def assert_same_training(one, other, x, y):
     found = [model.fit(x, y, BATCH, epochs=2, shuffle=False, verbose=0).history["loss"] for model in (one, other)]
     np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
@@ -76,7 +69,7 @@ def test_one_instance_gives_the_same_losses_and_training_in_both(name):
     models, (x, y) = [], data()
     for library in (tf_keras, keras):
         model = build(library, regularizer)
-        share = activity_share(library)
+        share = activity_share(library, BATCH)
         kernel, bias = (weight.astype("float64") for weight in model.get_weights()[:2])
         outputs = np.asarray(model(x[:BATCH])).astype("float64")
         expected = [oracle(w.reshape(-1, w.shape[-1]))[0] for w in (kernel, bias)] + [oracle(outputs)[0] * share]

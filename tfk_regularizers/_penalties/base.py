@@ -73,6 +73,7 @@ class Penalty(*versions.regularizer_bases()):  # type: ignore[misc]
         )
 
     def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor and their values, as a dict that JSON can hold."""
         unsaved = _unsaved_arguments(type(self))
         if unsaved:
             raise NotImplementedError(
@@ -80,6 +81,11 @@ class Penalty(*versions.regularizer_bases()):  # type: ignore[misc]
                 f"`{unsaved[0]} = Factor()` or `{unsaved[0]} = Argument(check)`, or write a `get_config`."
             )
         return {name: saved_value(self, name, getattr(self, name)) for name in argument_names(type(self))}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """Returns the penalty that a config stands for: the inverse of `get_config`."""
+        return cls(**config)
 
     def __repr__(self) -> str:
         values = {name: value for name, value in vars(self).items() if not name.startswith("_")}

@@ -108,16 +108,13 @@ class L2(Penalty):
     def from_weight_decay(cls: type[_SomeL2], decay: SupportsFloat) -> _SomeL2:
         """Returns the `L2` whose gradient is `decay * x`, which is `L2(decay / 2)`.
 
-        Weight decay is defined by what it does to a step, L2 by what it adds to the loss, and `l2 * Σx²` has the
-        gradient `2 * l2 * x`: hence the factor of two between the two numbers. With this regularizer an SGD step of
-        learning rate η takes the weights to `(1 - η * decay) * x` before the data's gradient is subtracted, as
+        `l2 * Σx²` has the gradient `2 * l2 * x`: hence the factor of two. An SGD step of learning rate η takes the
+        weights to `(1 - η * decay) * x` before the data's gradient is subtracted, as
         `torch.optim.SGD(lr=η, weight_decay=decay)` does, momentum included.
 
-        It equals *decoupled* weight decay (AdamW, `weight_decay=` of a tf_keras optimizer) only under plain SGD. An
-        adaptive optimizer divides the penalty's gradient, like any other, by the size of past gradients, so weights
-        with large gradients decay less; AdamW does not. There is then no `l2` that does the same. Both shrink with the
-        learning rate: the weights decay by η times `decay`, so a schedule that lowers η lowers the decay of each step.
-        The equilibrium depends on the product, and whoever changes η may want to change `decay` inversely.
+        It equals *decoupled* weight decay (AdamW, `weight_decay=` of a Keras optimizer) only under plain SGD: an
+        adaptive optimizer divides the penalty's gradient by the size of past gradients, so weights with large gradients
+        decay less. Both shrink with the learning rate: the weights decay by η times `decay`.
 
         Args:
             decay: A finite number, the share of a weight that a step of learning rate 1 removes.
