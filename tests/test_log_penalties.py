@@ -482,19 +482,21 @@ def test_nested_called_twice_and_compiled(keras):
 
 @both_kerases
 def test_fits_are_traced_once_and_draw_the_same_random_numbers(keras):
-    losses, traces = [], []
+    losses, counts = [], []
     for logging in (log_penalties, lambda model: None):
+        traces = []
         model = build(
             keras,
             rate=0.0,
             cls=lambda inputs, outputs: keras.Model(inputs, keras.layers.GaussianNoise(1.0)(outputs)),
-            loss=lambda y, y_pred: traces.append(1) or (y_pred - y) ** 2,
+            loss=lambda y, y_pred, traces=traces: traces.append(1) or (y_pred - y) ** 2,
         )
         logging(model)
         histories = [fit(model, epochs=1) for _ in range(4)]
+        counts.append(len(traces))
         assert all(("data_loss" in history) == (logging is log_penalties) for history in histories)
         losses.append([history["loss"][0] for history in histories])
-    assert len(traces) <= 4  # two for each model, because the last batch is smaller
+    assert counts[0] <= counts[1] <= 3  # because the last batch is smaller, and some versions build the loss before
     assert losses[0] == losses[1]
     assert len(set(losses[0])) == 4
 

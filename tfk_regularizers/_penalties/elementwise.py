@@ -70,7 +70,7 @@ class L2(Penalty):
     As the `embeddings_regularizer` of a large table it costs more than the rest of a step: all rows are read, and all
     are updated, where the step would touch only those that were looked up (`examples/embedding_table.py`). An
     `activity_regularizer` of the `Embedding` penalizes just these, each as often as it occurs, and divides by the size
-    of the batch, as Keras does with any activity penalty.
+    of the batch, as tf_keras does with any activity penalty.
 
     May be passed to a layer as the string `"l2"`, which means `L2(l2=0.01)`.
 
