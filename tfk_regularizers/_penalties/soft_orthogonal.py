@@ -125,23 +125,20 @@ def _distance_by(gram_axis, shards, vector_axis, diagonal):
         return _square_sum(shards, gram_axis, lambda squares: squares - 1.0) + tf.cast(excess, shards[0].dtype)
     if is_own:  # NaN where the square is: a single slice has no other entry
         return _square_sum(shards, gram_axis, lambda squares: tf.stop_gradient(tf.minimum(tf.abs(squares), 0.0)))
-    total = _square_sum(shards, gram_axis)
-    fourth_powers = [2.0 * half_square_sum(squared_lengths(x, 1 - vector_axis)) for x in shards]
+    total, fourth_powers = _square_sum_and_lengths(shards, gram_axis)
     # An infinite ‖C‖² stays infinite. Where rounding makes the difference negative, it is 0, and keeps its gradient.
-    difference = total - tf.minimum(functools.reduce(tf.add, fourth_powers), total.dtype.max)
+    difference = total - tf.minimum(fourth_powers, total.dtype.max)
     return difference - tf.stop_gradient(tf.minimum(difference, 0.0))
 
 
-def _square_sum(shards, axis, on_diagonal=None):
+def _square_sum(shards, axis, on_diagonal):
     """The sum of squares of the Gram matrix of an axis, with `on_diagonal` applied to its diagonal.
 
     Its gradient takes one product, where TensorFlow takes two, for the matrix is symmetric.
     """
 
     def matrix(*shards):
-        products = [tf.matmul(x, x, transpose_a=axis == 1, transpose_b=axis == 0) for x in shards]
-        gram = functools.reduce(tf.add, products)
-        return gram if on_diagonal is None else _map_diagonal(on_diagonal, gram)
+        return _map_diagonal(on_diagonal, _gram(shards, axis))
 
     if not isinstance(shards[0], tf.Tensor):  # KerasTensors record each operation as a layer
         return 2.0 * half_square_sum(matrix(*shards))
@@ -151,15 +148,57 @@ def _square_sum(shards, axis, on_diagonal=None):
         computed = matrix(*map(execution.detach_from_eager_tape, shards))
 
         def gradient(upstream):
-            # In eager mode a further derivative does not see how the matrix was computed, so it is computed again.
-            is_seen = not tf.executing_eagerly() or not any(is_recorded(x) or has_tangent(x) for x in shards)
-            symmetric = computed if is_seen else matrix(*shards)
-            scaled = [4.0 * upstream * x for x in shards]
-            return [tf.matmul(symmetric, x) if axis == 0 else tf.matmul(x, symmetric) for x in scaled]
+            symmetric = computed if _is_seen(shards) else matrix(*shards)
+            return _products(4.0 * upstream * symmetric, shards, axis)
 
         return 2.0 * half_square_sum(computed), gradient
 
     return differentiable(*map(execution.capture_in_current_graph, shards))
+
+
+def _square_sum_and_lengths(shards, axis):
+    """The sum of squares of the Gram matrix of an axis, and the sum of fourth powers of the lengths along this axis.
+
+    The gradients of both are added at once: no more than two matrices of the size of x are there at a time.
+    """
+
+    def parts(*shards):
+        return _gram(shards, axis), [squared_lengths(x, axis) for x in shards]
+
+    def values(gram, squares):
+        return 2.0 * half_square_sum(gram), functools.reduce(tf.add, [2.0 * half_square_sum(one) for one in squares])
+
+    if not isinstance(shards[0], tf.Tensor):
+        return values(*parts(*shards))
+
+    @tf.custom_gradient
+    def differentiable(*shards):
+        computed = parts(*map(execution.detach_from_eager_tape, shards))
+
+        def gradient(upstream, upstream_of_lengths):
+            symmetric, squares = computed if _is_seen(shards) else parts(*shards)
+            products = _products(4.0 * upstream * symmetric, shards, axis)
+            of_lengths = [x * (4.0 * upstream_of_lengths * one) for x, one in zip(shards, squares, strict=True)]
+            return [one + other for one, other in zip(products, of_lengths, strict=True)]
+
+        return values(*computed), gradient
+
+    return differentiable(*map(execution.capture_in_current_graph, shards))
+
+
+def _gram(shards, axis):
+    """The Gram matrix of an axis of a matrix that comes in shards of its rows."""
+    return functools.reduce(tf.add, [tf.matmul(x, x, transpose_a=axis == 1, transpose_b=axis == 0) for x in shards])
+
+
+def _products(symmetric, shards, axis):
+    """The products of the shards with a matrix of the size of an axis."""
+    return [tf.matmul(symmetric, x) if axis == 0 else tf.matmul(x, symmetric) for x in shards]
+
+
+def _is_seen(shards):
+    """Whether a further derivative sees how a matrix was computed. In eager mode it may have to be computed again."""
+    return not tf.executing_eagerly() or not any(is_recorded(x) or has_tangent(x) for x in shards)
 
 
 def _map_diagonal(function, matrix):
