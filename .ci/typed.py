@@ -83,7 +83,7 @@ tfk.GroupLasso(mode="cols")  # type: ignore
 tfk.SoftOrthogonalRegularizer(diagonal="no")  # type: ignore
 l2.l2 = "x"  # type: ignore
 columns.mode = "cols"  # type: ignore
-tfk.set_regularizers(model, where="dense", kernel_regularizer="l2")  # type: ignore
+tfk.set_regularizers(model, where=3, kernel_regularizer="l2")  # type: ignore
 tfk.set_regularizers(model, kernel_regularizer=0.01)  # type: ignore
 tfk.L1(l1=0.1, l2=[0.2])  # type: ignore
 tfk.RegularizationScheduler(0.1)  # type: ignore
