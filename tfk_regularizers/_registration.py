@@ -1,6 +1,6 @@
 """Putting this package's regularizers in the place of the built-in ones, and back."""
 
-import contextlib
+import sys
 import warnings
 from types import ModuleType
 from typing import Any
@@ -131,9 +131,8 @@ def _unregister_in_keras3() -> None:
     if keras is None:
         return
     _forget_custom_objects(keras)
-    with contextlib.suppress(ImportError):  # of a Keras 3 in which nothing could be registered
-        from tfk_regularizers._keras.keras3 import registry as registry3
-
+    registry3 = sys.modules.get("tfk_regularizers._keras.keras3.registry")
+    if registry3 is not None:  # otherwise nothing was registered: on another backend it is never imported
         for builtin in registry3.REPLACED:
             builtin_warnings.REPLACED.pop(builtin, None)
         registry3.restore()

@@ -39,7 +39,7 @@ class L1(Penalty):
         **kwargs: `l`, the name that `l1` had in old versions of Keras.
 
     Raises:
-        ValueError: If `l1` is not a finite number; when saved or copied, if it is a variable of another number.
+        ValueError: If `l1` is not a finite number; when saved or copied, if it is a variable without one.
         TypeError: If there is another keyword argument; when called, if x is not of a floating or complex dtype.
 
     >>> L1(0.5)
