@@ -96,7 +96,7 @@ def test_layer_inside_that_has_no_weights_yet():
     assert chosen == ["student/hidden/kernel"]
 
 
-KEPT = "A traced step of a model around 'student', or a traced `tf.function`, keeps the penalties that were replaced"
+KEPT = "If the training step of a model that contains 'student', or a `tf.function`, was traced before"
 
 
 @pytest.mark.parametrize("regularizer", [tfk.L2(100.0), None], ids=["replaced", "removed"])

@@ -48,7 +48,7 @@ def marker(tmp_path_factory):
 def attempt(function, /, *arguments, **keywords):
     """The documented error that a call raises, or None, and what the call returns. It imports nothing."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.filterwarnings("ignore", message="The identifier 'L1L2' stands for")
+        warnings.filterwarnings("ignore", message="The identifier 'L1L2' means")
         try:
             error, result = None, function(*arguments, **keywords)
         except (TypeError, ValueError) as raised:
@@ -441,4 +441,4 @@ def test_a_value_that_is_not_a_model_is_refused(value):
     for function in (tfk.penalties, tfk.log_penalties, set_l2):
         error, _ = attempt(function, value)
         assert isinstance(error, TypeError)
-        assert "is for Keras models. Received: " in str(error)
+        assert "expects a Keras model. Received: " in str(error)

@@ -97,7 +97,7 @@ def test_string_gives_our_class_with_the_factors_of_keras(get, string):
 
 @gets
 def test_string_L1L2_gives_zeros_and_warns(get):  # noqa: N802
-    with pytest.warns(UserWarning, match="'l1_l2'.*was probably meant"):
+    with pytest.warns(UserWarning, match="Did you mean 'l1_l2'"):
         assert repr(get("L1L2")) == "L1L2(l1=0.0, l2=0.0)"
     assert repr(get(new_config("L1L2", {}))) == "L1L2(l1=0.0, l2=0.0)"
     with tf_keras.saving.custom_object_scope({"L1L2": my_penalty, "l2": my_penalty}):
@@ -566,11 +566,16 @@ def test_signature_is_the_one_of_keras_2(builtin, path):
     assert [(p.name, p.kind, p.default) for p in ours] == [(p.name, p.kind, p.default) for p in theirs]
 
 
+# The names of tf_keras that `help` leaves out, and one whose error names its successor.
+NOT_IN_HELP = {"l1", "l2", "orthogonal_regularizer", "Regularizer", "PenaltyLogger"}
+
+
 def test_public_names():
-    """Those of tf_keras; no other but one is in sight; the overview names them all."""
-    assert {name for name in vars(tf_keras.regularizers) if not name.startswith("_")} <= set(tfk.__all__) | {"sys"}
+    """All names of tf_keras are there, and the overview lists all public names."""
+    names = {name for name in dir(tfk) if not name.startswith("_")}
+    assert {name for name in vars(tf_keras.regularizers) if not name.startswith("_")} <= names | {"sys"}
     assert (tfk.l1, tfk.l2, tfk.orthogonal_regularizer) == (tfk.L1, tfk.L2, tfk.OrthogonalRegularizer)
-    names = [name for name in dir(tfk) if not name.startswith("_")]
-    assert names == sorted([*tfk.__all__, "PenaltyLogger"])  # which raises an error that names its successor
+    assert tfk.Regularizer is tf_keras.regularizers.Regularizer
+    assert names == set(tfk.__all__) | NOT_IN_HELP
     listed = re.findall(r"^- (.*?)(?:\n\n|\Z|(?=\n- ))", tfk.__doc__, re.M | re.S)
     assert set(tfk.__all__) <= set(re.findall(r"`(\w+)`", "".join(listed)))

@@ -399,7 +399,7 @@ def test_projections_of_attention_follow_their_layer():
         assert len(tfk.penalties(model)) == count
         loaded = keras.Model.from_config(model.get_config())
         assert len(loaded.losses) == count
-    with pytest.warns(UserWarning, match="`kernel_regularizer` back inside 'attention'"):
+    with pytest.warns(UserWarning, match="'attention', 'grouped' may have the old `kernel_regularizer`"):
         tfk.set_regularizers(model, kernel_regularizer="l2", where=lambda layer: layer.name == "query")
 
 
@@ -447,9 +447,9 @@ def test_regularizer_of_the_users_own(tmp_path):
 @needs_host
 def test_built_in_instances_from_before_are_named():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, kernel_regularizer=own("L2")(0.5), name="old")])
-    with pytest.warns(UserWarning, match="^Built-in regularizers of Keras 3 are in 'old': made, or the class imported"):
+    with pytest.warns(UserWarning, match="^There are built-in regularizers of Keras 3 in 'old', because"):
         tfk.penalties(model)
-    with pytest.warns(UserWarning, match="^L2 is the built-in regularizer of Keras 3: made"):
+    with pytest.warns(UserWarning, match="^L2 is the built-in regularizer of Keras 3, because"):
         tfk.get(own("L2")(0.5))
 
 
@@ -457,7 +457,7 @@ def test_built_in_instances_from_before_are_named():
 def test_tools_name_a_keras_3_that_is_too_old(monkeypatch):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, kernel_regularizer="l2")])
     monkeypatch.setattr(keras, "__version__", "3.11.3")
-    message = r"for models of tf_keras, and of Keras 3\.12 or later on its TensorFlow backend\. .* of Keras 3\.11\.3 on"
+    message = r"supports models of tf_keras, and of Keras 3\.12 or later on TensorFlow\. .* of Keras 3\.11\.3 on"
     for tool in (tfk.log_penalties, lambda model: tfk.set_regularizers(model, kernel_regularizer="l1")):
         with pytest.raises(TypeError, match=message):
             tool(model)

@@ -545,7 +545,7 @@ def test_own_step_through_the_compiled_loss(loss, is_old):
 @pytest.mark.parametrize("own", ["train_step", "train_step but not test_step", "test_step", "make_train_function"])
 @pytest.mark.parametrize(
     ("loss", "says"),
-    [("bypass", "computes its loss without them"), ("no_penalties", "without `regularization_losses`")],
+    [("bypass", "calls neither"), ("no_penalties", "without `regularization_losses`")],
 )
 def test_own_step_past_the_compiled_loss(own, loss, says):
     methods = {name: method for name, method in METHODS.items() if name in own}
@@ -795,7 +795,7 @@ def test_invalid_arguments_and_name_of_a_weight_taken(keras):
     for value in ("yes", 1, None):
         with pytest.raises(ValueError, match=r"Invalid value for argument `per_weight`\. Expected True or False"):
             log_penalties(build(keras), per_weight=value)
-    with pytest.raises(TypeError, match=r"`log_penalties` is for Keras models\. Received: 3 of type .*int"):
+    with pytest.raises(TypeError, match=r"`log_penalties` expects a Keras model\. Received: 3 of type .*int"):
         log_penalties(3)
     with pytest.raises(ValueError, match=r"is not compiled\. Call `model\.compile` before `log_penalties`"):
         log_penalties(keras.Sequential())
@@ -814,6 +814,6 @@ def test_invalid_arguments_and_name_of_a_weight_taken(keras):
 @needs_keras3
 def test_model_of_an_older_keras_3(monkeypatch):
     monkeypatch.setattr(sys.modules["keras"], "__version__", "3.11.3")
-    refusal = r"`log_penalties` is for models of tf_keras, and of Keras 3\.12 .* Received: .* of Keras 3\.11\.3 on "
+    refusal = r"`log_penalties` supports models of tf_keras, and of Keras 3\.12 .* Received: .* of Keras 3\.11\.3 on "
     with pytest.raises(TypeError, match=refusal):
         log_penalties(build(KERAS3))

@@ -443,11 +443,15 @@ class Unsaved(L2):
 KERNEL, ORTHOGONAL = {"kernel_regularizer": "l2"}, OrthogonalRegularizer()
 FAILURES = {
     "unknown": (sequential, {"kernel": "l2"}, r"`kernel` would.*one of: activity_reg.*, bias_reg.*, kernel_reg.*r\.$"),
-    "misspelt": (sequential, {"kernel_regulariser": "l2"}, r"by it\. Did you mean `kernel_regularizer`\? Expected one"),
+    "misspelt": (sequential, {"kernel_regulariser": "l2"}, r"\. Did you mean `kernel_regularizer`\? Expected one"),
     "second_absent": (sequential, KERNEL | {"gamma_regularizer": "l2"}, "`gamma_regularizer` would"),
-    "passed_over": (convolutional, KERNEL | {"where": only("depthwise")}, "passes `where`.*depthwise_regularizer"),
-    "nested_model": (nested, KERNEL | {"where": only("block1")}, "one of: none, without weights"),
-    "nowhere": (sequential, KERNEL | {"where": only("none")}, "`where` passes for no layer"),
+    "passed_over": (
+        convolutional,
+        KERNEL | {"where": only("depthwise")},
+        "`where` chooses.*depthwise_regularizer",
+    ),
+    "nested_model": (nested, KERNEL | {"where": only("block1")}, "No layer there has weights"),
+    "nowhere": (sequential, KERNEL | {"where": only("none")}, "`where` chooses no layer"),
     "no_keyword": (sequential, {}, "at least one keyword"),
     "where": (sequential, KERNEL | {"where": 3}, "argument `where`.*where=3"),
     "where_list": (sequential, KERNEL | {"where": ["hidden", 3]}, "argument `where`.*'hidden', 3"),
@@ -530,7 +534,7 @@ class TestFailure:
     @pytest.mark.parametrize("name", CALLS)
     @pytest.mark.parametrize("model", [None, "model", *(keras.layers.Dense(1) for keras in KERASES.values())])
     def test_not_a_model(self, name, model):
-        message = rf"`{name}.*` is for Keras models\. Received: .* of type {re.escape(str(type(model)))}"
+        message = rf"`{name}.*` expects a Keras model\. Received: .* of type {re.escape(str(type(model)))}"
         with pytest.raises(TypeError, match=message):
             CALLS[name](model)
 
@@ -651,7 +655,7 @@ def test_layer_loaded_from_a_saved_model_without_its_class(regularizer, tmp_path
     own, before = values(model).tolist(), state(model)
     message = "layer 'unknown' was loaded from a SavedModel without its class.*`custom_objects`"
     for keyword, where in (("kernel", None), ("kernel", "unknown"), ("activity", "unknown"), ("activity", "inner")):
-        with pytest.raises(ValueError, match=f"{message}, or leave the layer out by `where`"):
+        with pytest.raises(ValueError, match=f"{message}, or exclude the layer with `where`"):
             set_regularizers(model, **{f"{keyword}_regularizer": "l2"}, where=where and only(where))
     assert state(model) == before
     assert set_regularizers(model, kernel_regularizer=L2(1.0), where=only("head")) == ["head/kernel"]
@@ -677,7 +681,7 @@ def with_hidden(*regularizers):
 def test_warning_of_regularizers_from_before_the_import_lists_the_layers(builtin):
     model = with_hidden(*(builtin.L2(0.1) for _ in range(7)))
     model.layers[-1].activity_regularizer = builtin.L1(0.1)
-    listed = "^Built-in regularizers of tf_keras are in 'block/hidden0', .*, 'block/hidden4', …: .* Import "
+    listed = "^There are built-in .* of tf_keras in 'block/hidden0', .*, 'block/hidden4', …, because .* Import "
     with pytest.warns(UserWarning, match=listed) as caught:
         penalties(model)
     with pytest.warns(UserWarning, match=listed) as again:
@@ -688,9 +692,9 @@ def test_warning_of_regularizers_from_before_the_import_lists_the_layers(builtin
 def test_set_regularizers_warns_of_those_that_stay(builtin):
     model = with_hidden(builtin.L2(0.1), builtin.OrthogonalRegularizer(0.1))
     before = state(model)
-    with pytest.raises(UserWarning, match="are in 'block/hidden1': "):  # it is an error in these tests
+    with pytest.raises(UserWarning, match="in 'block/hidden1', because "):  # it is an error in these tests
         set_regularizers(model, kernel_regularizer="l2", where=only("hidden0"))
     assert state(model) == before
     set_regularizers(model, kernel_regularizer="l2")
-    with pytest.warns(UserWarning, match="are in 'head': "):
+    with pytest.warns(UserWarning, match="in 'head', because "):
         set_regularizers(model, kernel_regularizer=builtin.L2(0.1), where=only("head"))

@@ -95,16 +95,20 @@ class Frozen(tfk.Penalty):
 @pytest.mark.parametrize(
     ("regularizers", "arguments", "says"),
     [
-        ([None], {}, "a factor that the penalties of '.*' have. Expected `Dense.* Received: factor=None"),
-        ([L2(0.5)], {"factor": "l1"}, "Expected one of l2, .* Received: factor='l1'"),
-        ([L1L2(0.5, 0.5)], {}, 'Expected one of l1, l2, as in `factor="l1"`'),
-        ([L1(0.5), L2(0.5)], {}, "Expected one of l1, l2"),
-        ([L2(0.5)], {"where": lambda layer: False}, "in layers that pass `where` have. Expected `Dense"),
-        ([L2(0.5)], {"where": lambda layer: True, "factor": "l1"}, "that pass `where` have. Expected one of l2"),
-        ([BUILTIN.L2(0.5)], {}, "`l2` of 'dense0/kernel': its regularizer is of <.*L2'>. Expected one of tfk_"),
+        ([None], {}, "found no penalty in the model '.*'. Add one with `Dense"),
+        ([L2(0.5)], {"factor": "l1"}, "Expected one of 'l2', .* Received: factor='l1'"),
+        ([L1L2(0.5, 0.5)], {}, "Expected one of 'l1', 'l2', the factors in the model '.*'. Received: factor=None"),
+        ([L1(0.5), L2(0.5)], {}, "Expected one of 'l1', 'l2'"),
+        ([L2(0.5)], {"where": lambda layer: False}, "found no penalty in the chosen layers of the model"),
+        (
+            [L2(0.5)],
+            {"where": lambda layer: True, "factor": "l1"},
+            "Expected one of 'l2', the factors in the chosen",
+        ),
+        ([BUILTIN.L2(0.5)], {}, "`l2` of 'dense0/kernel': its regularizer is of <.*L2'>. Expected a class of tfk_"),
         ([L2(0.5), L2(0.5) + BUILTIN.L2(0.5)], {}, "the `l2` of 'dense1/kernel'"),
         ([Frozen("x")], {}, "`factor` of 'dense0/kernel': expected a number or a variable. Received: factor='x'"),
-        ([SHARED, SHARED], {"where": lambda layer: layer.name == "dense0"}, "'dense1/kernel', which `where` leaves"),
+        ([SHARED, SHARED], {"where": lambda layer: layer.name == "dense0"}, "'dense1/kernel', which `where` excludes"),
     ],
 )
 def test_nothing_to_schedule(keras, regularizers, arguments, says):
@@ -146,7 +150,7 @@ def test_model_of_an_older_keras_3(monkeypatch):
     monkeypatch.setattr(sys.modules["keras"], "__version__", "3.11.3")
     model = build(KERAS3, L2(0.5))
     refusal = (
-        r"RegularizationScheduler is for models of tf_keras, and of Keras 3\.12 .* Received: .* of Keras 3\.11\.3 on "
+        r"RegularizationScheduler supports models of tf_keras, and of Keras 3\.12 .* Received: .* of Keras 3\.11\.3 on "
     )
     with pytest.raises(TypeError, match=refusal):
         fit(model, RegularizationScheduler(by_epoch))

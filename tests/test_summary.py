@@ -58,7 +58,7 @@ def test_notes(keras):
     cells = {path.rstrip(" *"): rest for path, *rest in rows}
     assert cells["frozen/kernel"][1:3] == ["Mine()", "test_summary"]
     assert "by_hand/kernel *" in [path for path, *_ in rows]
-    assert "by_hand/kernel: set on a built layer: without effect before the model is saved and loaded" in below
+    assert "by_hand/kernel: set on a built layer: no effect until the model is saved and loaded" in below
     waiting = keras.Sequential([keras.layers.Dense(2, kernel_regularizer="l2", name="waiting")])
     assert "waiting/kernel: the layer has no weights yet" in lines(waiting)[1]
     is_penalized, is_of_other = keras is tf_keras, keras is tf_keras and KERAS3 is not None
@@ -97,14 +97,15 @@ def test_resnet50(keras):
 
 @both_kerases
 def test_model_without_regularizers_and_other_objects(keras):
-    assert lines(keras.Sequential([keras.layers.Dense(2)])) == ([], ["none", "Sum of the penalties of weights: 0"])
-    with pytest.raises(TypeError, match=r"`summary` is for Keras models\. Received: "):
+    without = ["No weight or output is regularized.", "Sum of the penalties of weights: 0"]
+    assert lines(keras.Sequential([keras.layers.Dense(2)])) == ([], without)
+    with pytest.raises(TypeError, match=r"`summary` expects a Keras model\. Received: "):
         summary(keras.layers.Dense(2))
 
 
 def test_prints_where_keras_prints(capsys):
     summary(tf_keras.Sequential([tf_keras.layers.Dense(2)], name="small"))
-    assert capsys.readouterr().out.startswith('Regularizers of "small"\nnone\n')
+    assert capsys.readouterr().out.startswith('Regularizers of "small"\nNo weight or output is regularized.\n')
 
 
 def test_without_rich(monkeypatch):

@@ -251,7 +251,7 @@ def test_the_constructor_refuses_anything_else(bad):
 @pytest.mark.parametrize("several", [[L2(), Orthogonal()], (L2(), Orthogonal())], ids=["list", "tuple"])
 def test_a_list_as_regularizer_is_refused_with_a_hint(several):
     for use in (tfk.get, lambda several: tf_keras.layers.Dense(2, kernel_regularizer=several)):
-        with pytest.raises(ValueError, match=r"write `L2\(\) \+ OrthogonalRegularizer\(\)`"):
+        with pytest.raises(ValueError, match=r"add them: `L2\(\) \+ OrthogonalRegularizer\(\)`"):
             use(several)
 
 

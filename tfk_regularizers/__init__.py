@@ -1,7 +1,7 @@
-"""Drop-in regularizers for Keras on TensorFlow: import this, and every weight regularizer is one of these.
+"""Replaces Keras's weight regularizers by more accurate and faster ones, and adds new ones. For TensorFlow.
 
-Import it first. From then on the regularizers of `tf_keras` (Keras 2) and of `tf.keras` (Keras 3) are those of this
-package, by string, by class and in files:
+Importing this package replaces the built-in regularizers of `tf_keras` (Keras 2) and of `tf.keras` (Keras 3.12 or
+later). Strings, class names and saved models then give the classes below:
 
 >>> import tfk_regularizers as tfk
 >>> import tensorflow as tf
@@ -14,44 +14,51 @@ package, by string, by class and in files:
 >>> [round(float(penalty), 4) for penalty in tfk.penalties(model).values()]
 [0.12, 0.33]
 
-`tf.keras` is the same as `keras`. It has to be Keras 3.12 or later, on its TensorFlow backend. An older Keras 3, and
-one beside tf_keras under `TF_USE_LEGACY_KERAS=1`, keep their own regularizers; instances of these classes work there.
+Import it before you create layers or import a class by its name: those keep the built-in classes. `register` says what
+an older Keras 3, another backend and `TF_USE_LEGACY_KERAS=1` change.
 
-Penalties, of which Keras has the first four too:
+The classes that Keras has too give the same values, up to rounding, with these differences. float16 and bfloat16 are
+summed in float32, and the result is float32. Large sums are accurate under XLA. Complex and ragged tensors are accepted
+by `L1`, `L2` and `L1L2`; kernels with more than two axes, single rows and unknown shapes by `OrthogonalRegularizer`,
+whose memory is linear in the number of rows. Factors stay Python floats, and can be variables.
 
-- `L1`: l1 * Σ|x|, towards few weights. Also `l1`.
-- `L2`: l2 * Σx², towards small weights. Also `l2`.
-- `L1L2`: both; `l1_l2` makes one with factors of 0.01.
-- `OrthogonalRegularizer`: the mean absolute cosine between rows or columns. Also `orthogonal_regularizer`.
-- `SampledOrthogonalRegularizer`: the same over a fresh sample, for tables of millions of rows.
-- `SoftOrthogonalRegularizer`: ‖x xᵀ - I‖², which takes lengths to 1 as well.
-- `GroupLasso`: the lengths of columns or rows, which takes whole units to zero.
-- `Sum`: several penalties on one weight, as `L2(0.1) + GroupLasso(0.01)` gives it.
+Penalties (the first four are also in Keras):
 
-What acts on a model of either Keras:
+- `L1`: l1 · Σ|x|, for sparse weights.
+- `L2`: l2 · Σx², for small weights.
+- `L1L2`: the sum of both. `l1_l2` makes one with factors of 0.01.
+- `OrthogonalRegularizer`: the mean absolute cosine between rows or columns.
+- `SampledOrthogonalRegularizer`: the same for a random sample of rows, for huge kernels.
+- `SoftOrthogonalRegularizer`: ‖x xᵀ - I‖², which also pulls norms to 1.
+- `GroupLasso`: the norms of columns or rows, to prune whole units.
+- `Sum`: several penalties on one weight, as in `L2(0.1) + GroupLasso(0.01)`.
 
-- `summary`: prints a table of a model's regularizers and their penalties.
-- `set_regularizers`: sets, replaces or removes regularizers of a built model.
-- `penalties`: the penalty of each weight, by its path.
-- `log_penalties`: logs the data loss and the penalty beside the loss.
-- `RegularizationScheduler`: a callback that lets a factor follow a schedule.
+Functions for whole models:
 
-Names and configs, as in tf_keras.regularizers:
+- `summary`: prints a table of a model's regularizers and penalties.
+- `set_regularizers`: sets, replaces or removes the regularizers of a built model.
+- `penalties`: returns the penalty of each weight.
+- `log_penalties`: logs the data loss and the penalty separately.
+- `RegularizationScheduler`: a callback that changes a factor during training.
+
+Strings and configs, as in `tf_keras.regularizers`:
 
 - `get`, `serialize`, `deserialize`: from strings and configs to regularizers, and back.
 
-For a penalty of your own:
+For penalties of your own:
 
-- `Penalty`: a base class with checked factors, variables as factors, configs and sums.
+- `Penalty`: a base class with checked arguments, variable factors, configs and sums.
 - `Factor`, `Argument`: declare the arguments of a `Penalty`.
-- `Regularizer`: the plain base class of tf_keras. Keras 3 has one of its own, which works in its models.
 
-In the place of Keras's own:
+Registration:
 
-- `register`, which the import has called; `register(keras3=False)` leaves Keras 3 its own; `unregister` undoes both.
+- `register`: replaces Keras's regularizers. Importing the package calls it.
+- `unregister`: restores them.
+
+The names `l1`, `l2`, `orthogonal_regularizer` and `Regularizer` are here too, as in `tf_keras.regularizers`.
 """
 
-from tf_keras.regularizers import Regularizer
+from tf_keras.regularizers import Regularizer as Regularizer
 
 from tfk_regularizers._identifiers import deserialize, get, serialize
 from tfk_regularizers._log_penalties import PenaltyLogger as PenaltyLogger
@@ -80,32 +87,30 @@ orthogonal_regularizer = OrthogonalRegularizer
 
 __version__ = "0.4.0"
 
-__all__ = [
+# In the order of the reference. The aliases `l1`, `l2`, `orthogonal_regularizer` and tf_keras's `Regularizer` are left
+# out, or `help` and the reference would repeat their documentation.
+__all__ = [  # noqa: RUF022
     "L1",
-    "L1L2",
     "L2",
-    "Argument",
-    "Factor",
-    "GroupLasso",
+    "L1L2",
+    "l1_l2",
     "OrthogonalRegularizer",
-    "Penalty",
-    "RegularizationScheduler",
-    "Regularizer",
     "SampledOrthogonalRegularizer",
     "SoftOrthogonalRegularizer",
+    "GroupLasso",
     "Sum",
-    "deserialize",
-    "get",
-    "l1",
-    "l1_l2",
-    "l2",
-    "log_penalties",
-    "orthogonal_regularizer",
-    "penalties",
-    "register",
-    "serialize",
-    "set_regularizers",
     "summary",
+    "set_regularizers",
+    "penalties",
+    "log_penalties",
+    "RegularizationScheduler",
+    "get",
+    "serialize",
+    "deserialize",
+    "Penalty",
+    "Factor",
+    "Argument",
+    "register",
     "unregister",
 ]
 

@@ -1,4 +1,4 @@
-"""From identifiers and configs to regularizers, and back: get, serialize, deserialize."""
+"""Strings, configs and regularizers: get, serialize, deserialize."""
 
 import difflib
 import inspect
@@ -28,25 +28,24 @@ def get(identifier: str | dict[str, Any]) -> Regularizer: ...
 @overload
 def get(identifier: None) -> None: ...
 def get(identifier: Any) -> Any:
-    """Returns the regularizer that an identifier or a config stands for.
+    """Returns the regularizer that a string, a config or another identifier stands for.
 
     Args:
-        identifier: One of the strings `"l1"`, `"l2"`, `"l1_l2"`, `"L1"`, `"L2"`, `"L1L2"`, `"orthogonal_regularizer"`,
-            `"OrthogonalRegularizer"` or a name among the custom objects; a config dict, in the new format (with a
-            `"module"`) or the legacy one; an instance or any other callable; or `None`.
+        identifier: A string: `"l1"`, `"l2"`, `"l1_l2"`, `"orthogonal_regularizer"`, the name of a class of this package
+            except `Sum`, or the name of a custom object. Or a config dict, in the current or the legacy format; a
+            regularizer or another callable; or `None`.
 
     Returns:
-        A regularizer; `None` and callables that are not regularizers are returned as they are. A config that names the
-        module of a class or function which this program lacks gives a stand-in that raises the error when it is called:
-        a model that was saved with it still loads and predicts. (For a class of the main program, files name no
-        module.)
+        A regularizer. `None` and callables are returned unchanged. If a config names a class in a module other than
+        Keras's, and this program lacks the class, a stand-in is returned that raises the error when it is called, so
+        that saved models with it load and predict.
 
     Warns:
-        UserWarning: If a built-in regularizer of a Keras is passed, whose class was imported before this package.
+        UserWarning: If a built-in regularizer from before the import of this package is passed.
 
     Raises:
-        ValueError: If the string or the config names no regularizer, if a factor in the config is not a finite number,
-            or if the identifier is of another type or is a `Regularizer` class instead of an instance.
+        ValueError: If the string or config names no regularizer, if a factor in the config is not a finite number, or
+            if the identifier is of another type, such as a class instead of an instance.
         TypeError: If the config has arguments that the regularizer does not take.
 
     >>> get("l1_l2")
@@ -67,9 +66,9 @@ def get(identifier: Any) -> Any:
     if callable(identifier):
         if builtin := builtin_warnings.builtin_class(identifier):
             found = f"{builtin.__name__} is the built-in regularizer of {builtin_warnings.REPLACED[builtin]}"
-            builtin_warnings.warn(found, stacklevel=4)  # the line that makes a Dense layer
+            builtin_warnings.warn(found, stacklevel=4)  # the line that creates a Dense layer
         return identifier
-    several = " For several on one weight write `L2() + OrthogonalRegularizer()`."
+    several = " To combine several on one weight, add them: `L2() + OrthogonalRegularizer()`."
     raise ValueError(
         f"Could not interpret regularizer identifier: {short_repr(identifier)}. Expected a regularizer, such as "
         f"`L2(0.01)`, its name, its config or None.{several if isinstance(identifier, (list, tuple)) else ''}"
@@ -81,18 +80,18 @@ def serialize(regularizer: Callable[..., Any], use_legacy_format: bool = False) 
 @overload
 def serialize(regularizer: None, use_legacy_format: bool = False) -> None: ...
 def serialize(regularizer: Any, use_legacy_format: bool = False) -> Any:
-    """Returns the config of a regularizer, the same that tf_keras writes.
+    """Returns the config of a regularizer, as tf_keras writes it.
 
     Args:
         regularizer: A regularizer, or `None`.
-        use_legacy_format: Boolean, whether to write the format of `.h5` files and SavedModels instead of the one of
-            `.keras` files. Defaults to `False`.
+        use_legacy_format: Whether to return the format of `.h5` files and SavedModels instead of that of `.keras`
+            files. Defaults to `False`.
 
     Returns:
-        A dict that JSON can hold, or `None`.
+        A dict that can be written as JSON, or `None`.
 
     Warns:
-        UserWarning: If `regularizer` is not a `Regularizer`.
+        UserWarning: If `regularizer` is not derived from a `Regularizer` class.
 
     >>> serialize(L2(0.5))
     {'module': 'keras.regularizers', 'class_name': 'L2', 'config': {'l2': 0.5}, 'registered_name': None}
@@ -115,23 +114,19 @@ def serialize(regularizer: Any, use_legacy_format: bool = False) -> Any:
 def deserialize(
     config: Any, custom_objects: dict[str, Any] | None = None, use_legacy_format: bool = False
 ) -> Regularizer:
-    """Returns the regularizer that a config stands for: the inverse of `serialize`.
+    """Returns the regularizer that a config describes: the inverse of `serialize`.
 
     Args:
-        config: A config dict, or anything else that `get` takes.
-        custom_objects: A dict from names to the user's classes and functions, which win over this package's. Defaults
-            to `None`.
-        use_legacy_format: Boolean, whether the config is in the format of `.h5` files and SavedModels. Defaults to
-            `False`.
+        config: A config dict, or any other identifier that `get` accepts.
+        custom_objects: A dict from names to classes and functions of your own, which take precedence. Defaults to
+            `None`.
+        use_legacy_format: Whether the config has the format of `.h5` files and SavedModels. Defaults to `False`.
 
     Returns:
-        A regularizer; `None` and callables that are not regularizers are returned as they are. A config that names the
-        module of a class or function which this program lacks gives a stand-in that raises the error when it is called:
-        a model that was saved with it still loads and predicts. (For a class of the main program, files name no
-        module.)
+        A regularizer, or what `get` returns for `None`, callables and unknown classes.
 
     Raises:
-        ValueError: If the config names no regularizer or is malformed, or a factor in it is not a finite number.
+        ValueError: If the config is malformed or names no regularizer, or if a factor in it is not a finite number.
         TypeError: If the config has arguments that the regularizer does not take.
 
     >>> deserialize({"class_name": "OrthogonalRegularizer", "config": {"factor": 0.5, "mode": "rows"}})
@@ -152,8 +147,8 @@ def deserialize(
         return l1_l2(**arguments)
     if config == "L1L2" and not is_custom:
         warnings.warn(
-            "The identifier 'L1L2' stands for `L1L2(l1=0.0, l2=0.0)`, which does nothing. 'l1_l2', which stands for "
-            "`L1L2(l1=0.01, l2=0.01)`, was probably meant.",
+            "The identifier 'L1L2' means `L1L2(l1=0.0, l2=0.0)`, which penalizes nothing. Did you mean 'l1_l2', which "
+            "means `L1L2(l1=0.01, l2=0.01)`?",
             stacklevel=3,
         )
     if isinstance(config, dict) and "module" in config:
@@ -165,7 +160,7 @@ def deserialize(
         )
     except (AttributeError, KeyError, RecursionError) as error:
         raise ValueError(f"Could not interpret regularizer config {short_repr(config)}: {error!r}") from error
-    if inspect.isclass(result):  # which tf_keras gives for a name among the custom objects
+    if inspect.isclass(result):  # tf_keras returns the class for the name of a custom object
         result = result()
     if not callable(result) or any(result is function for function in (get, serialize, deserialize, l1_l2)):
         raise ValueError(f"Could not interpret regularizer config {short_repr(config)}: it gives {short_repr(result)}")
@@ -173,8 +168,8 @@ def deserialize(
 
 
 def _name_as_keras_looks_it_up(config, names, custom, use_legacy_format):
-    """A config with a module, of a known class, under the one name by which Keras finds that."""
-    # If the class is no custom object, Keras imports the module. The config of a class of the main program has none.
+    """The config of a known class, with the name under which Keras finds the class."""
+    # Keras imports the module unless the class is a custom object. A class of the main program has no module.
     config = {**config, "module": config["module"] and "keras.regularizers"}
     if config.get("registered_name") and config["registered_name"] not in custom and names[0] in custom:
         config["registered_name"] = names[0]
@@ -184,9 +179,9 @@ def _name_as_keras_looks_it_up(config, names, custom, use_legacy_format):
 
 
 class _MissingRegularizer(Regularizer):  # type: ignore[misc]
-    """A stand-in for a regularizer that a file names and the program lacks.
+    """A stand-in for a regularizer of a saved model whose class this program lacks.
 
-    The model loads and predicts, as in tf_keras. The stand-in is saved as it was loaded.
+    The model loads and predicts, as in tf_keras. The stand-in is saved with the config it was loaded from.
     """
 
     def __init__(self, config, message):
@@ -200,7 +195,7 @@ class _MissingRegularizer(Regularizer):  # type: ignore[misc]
 
 
 def _parse(config):
-    """The names to look a config up by, its class name first, and its arguments."""
+    """The names under which to look up a config, the class name first, and the arguments."""
     if isinstance(config, str):
         return [config], {}
     if not isinstance(config, dict):
@@ -219,7 +214,7 @@ def _parse(config):
 
 
 def _unknown_name(name, custom):
-    """The message for an unknown name: the nearest name and the valid ones."""
+    """The message for an unknown name, with the most similar name and all valid ones."""
     packages = {other: str(getattr(obj, "__module__", "")).split(".")[0] for other, obj in custom.items()}
     own = [other for other, package in packages.items() if package not in ("tf_keras", "tfk_regularizers")]
     candidates = {other.lower(): other for other in reversed(_IN_STRINGS)}  # the short names win
@@ -228,6 +223,7 @@ def _unknown_name(name, custom):
     hint = f" Did you mean {candidates[nearest[0]]!r}?" if nearest else ""
     listed = ", ".join(map(repr, (*_IN_STRINGS, *own[:20]))) + (", …" if len(own) > 20 else "")
     return (
-        f"Unknown regularizer: {short_repr(name)}.{hint} Expected one of {listed}. To use one of your own by its name, "
-        "register it with `register_keras_serializable`, or give it in `custom_objects` or a `custom_object_scope`."
+        f"Unknown regularizer: {short_repr(name)}.{hint} Expected one of {listed}. To use a class of your "
+        "own by name, register it with `register_keras_serializable`, or pass it in `custom_objects` or a "
+        "`custom_object_scope`."
     )

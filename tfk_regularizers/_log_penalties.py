@@ -1,4 +1,4 @@
-"""log_penalties: the data loss and the penalty beside the loss."""
+"""log_penalties: log the data loss and the penalty separately, in addition to their sum."""
 
 import contextlib
 from typing import Any
@@ -9,50 +9,45 @@ from tfk_regularizers._penalties.arguments import check_bool
 
 
 class PenaltyLog(contextlib.ExitStack):
-    """What `log_penalties` returns. `close`, or the end of its `with` block, stops the logging of the parts."""
+    """The context manager that `log_penalties` returns. `close`, or the end of the `with` block, ends the logging."""
 
     def __repr__(self) -> str:
         return "<PenaltyLog: data_loss and penalty are logged until `close` or the next `compile`>"
 
 
 def log_penalties(model: Any, per_weight: bool = False) -> PenaltyLog:
-    """Logs the data loss and the penalty of a compiled model beside `loss`, which is their sum.
+    """Logs the data loss and the penalty of a compiled model, in addition to `loss`, which is their sum.
 
-    Afterwards Keras shows `data_loss` and `penalty` wherever it shows `loss`: in `fit` and its history, `evaluate`, the
-    progress bar, `CSVLogger` and `TensorBoard`. With validation data there are `val_data_loss` and `val_penalty` too,
-    so `EarlyStopping(monitor="val_data_loss")` works. `penalty` is the sum of `model.losses`: the penalties of weights
-    and of activities, and what `add_loss` was given. `data_loss` is what the compiled loss returns without it. Both are
-    metrics that Keras averages over batches as it averages `loss`, by their sizes. (In Keras 3, what a `compute_loss`
-    of the model's own adds to that of Keras is a part of `data_loss`.)
+    Keras then shows `data_loss` and `penalty` wherever it shows `loss`: in the progress bar, `History`, `evaluate`,
+    `CSVLogger` and `TensorBoard`. Validation adds `val_data_loss` and `val_penalty`, so
+    `EarlyStopping(monitor="val_data_loss")` works. `penalty` is the sum of `model.losses`: the penalties of weights and
+    activities, and losses from `add_loss`. Both are averaged over batches in the same way as `loss`.
 
-    They stay until the next `compile`, as other metrics do. In a `with` statement they end with its block, also after
-    an error or Ctrl-C:
+    Logging ends with the next `compile`, or with the `with` block:
 
         with tfk_regularizers.log_penalties(model):
             model.fit(x, y)
 
-    Training, saved files, weights and checkpoints are the same as without. The next `fit` and `evaluate` trace their
-    steps anew. An `evaluate` without `return_dict=True` returns the parts in the order of `model.metrics_names`, and so
-    does one that another callback calls meanwhile.
-
-    Cost: a metric's update for each part and step, about 30 µs on two CPU cores.
+    Training, saved models and checkpoints are not affected. The next `fit` and `evaluate` trace their steps again.
+    `evaluate` returns the new values in the order of `model.metrics_names`, or by name with `return_dict=True`. Each
+    value costs about 30 µs per step on two CPU cores.
 
     Args:
-        model: A compiled model of tf_keras, or of Keras 3.12 or later on its TensorFlow backend. Call this outside of a
-            running `fit`.
-        per_weight: Whether to log the penalty of each regularized weight as well, under its path, as `penalties`
-            returns it. The names follow `set_regularizers`. Defaults to False.
+        model: A compiled model of tf_keras, or of Keras 3.12 or later on TensorFlow. Call this function before `fit`,
+            not during it.
+        per_weight: Whether to log the penalty of each regularized weight too, under its path in `penalties`. Defaults
+            to False.
 
     Returns:
         A context manager with a method `close`.
 
     Raises:
-        TypeError: If `model` is no such model.
-        ValueError: If the model is not compiled; if `per_weight` is not a bool, or is True and the model has no weights
-            yet; or if a `train_step` of its own computes the loss without `compute_loss` and `compiled_loss` (in Keras
-            3 when the step is traced, or at the end of the first epoch). When a step is traced, before it changes a
-            weight: if it calls `compiled_loss` without the penalties, if a `compute_loss` of its own does without that
-            of Keras, or if a metric, an output or a weight has the name of a part.
+        TypeError: If `model` is anything else.
+        ValueError: If the model is not compiled, if `per_weight` is not a bool or the model has no weights yet, if
+            another metric, output or weight has the same name, or if a `train_step`, `test_step` or `compute_loss` of
+            the model's own computes the loss in a way that cannot be split. (A `train_step` may be refused only when it
+            is traced, before any weight is updated; in Keras 3, one that returns its own logs, at the end of the first
+            epoch.)
         RuntimeError: In TensorFlow 1 graphs.
 
     >>> import tensorflow as tf, tf_keras
@@ -79,7 +74,7 @@ def log_penalties(model: Any, per_weight: bool = False) -> PenaltyLog:
 
 
 def PenaltyLogger(*args: Any, **kwargs: Any) -> None:  # noqa: N802  # the name in version 0.2
-    """Raises an error that names what replaced this callback of version 0.2: `log_penalties`."""
+    """Raises an error that names `log_penalties`, which has replaced this callback of version 0.2."""
     raise NotImplementedError(
         "The callback `PenaltyLogger` was replaced by a function. Write `with tfk_regularizers.log_penalties(model): "
         "model.fit(...)`, or call `tfk_regularizers.log_penalties(model)` once after `model.compile`."

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 
 def invalid_argument(argument: str, expected: str, received: Any) -> ValueError:
-    """A ValueError that names the argument, what was expected and what came."""
+    """A ValueError that names the argument, the expected value and the received one."""
     return ValueError(
         f"Invalid value for argument `{argument}`. Expected {expected}. Received: {argument}={short_repr(received)}"
     )
@@ -15,9 +15,9 @@ def invalid_argument(argument: str, expected: str, received: Any) -> ValueError:
 
 def short_repr(value: Any) -> str:
     """A repr short enough for a message; it never fails."""
-    if isinstance(value, tf.Variable):  # its own repr says the least at its end, which is cut
+    if isinstance(value, tf.Variable):  # its own repr would be cut in the middle
         return f"<a variable of shape {value.shape}, dtype {value.dtype.name}, trainable={value.trainable}>"
     try:
         return reprlib.repr(value)
-    except Exception:  # an int of more than 4300 digits has none
+    except Exception:  # an int of more than 4300 digits
         return f"<{type(value).__name__}>"

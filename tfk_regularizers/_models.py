@@ -19,60 +19,56 @@ Identifier: TypeAlias = str | dict[str, Any] | Callable[[Any], Any] | None
 
 
 def set_regularizers(model: Any, *, where: Where = None, **regularizers: Identifier) -> list[str]:
-    """Sets, replaces or removes regularizers on the layers of a built model, in place.
+    """Sets, replaces or removes regularizers of a built model, in place.
 
-    `model.losses` is right at once: no rebuild, no reload, weights and optimizer state untouched. The next `fit` of
-    `model` trains with the change, even if its step was traced before. A step of a compiled model around `model`, or a
-    `tf.function` of your own, that was traced before keeps the old penalties: call this on the model that is trained.
-    If `model` is not compiled itself, a warning says so where a penalty of this package is replaced. Where there was no
-    penalty, Keras leaves no sign of a trace.
+    `model.losses` changes at once, and the next `fit` of `model` trains with the new penalties. Weights and optimizer
+    state are kept; you need not rebuild or recompile the model.
 
-    Saving to `.keras` or `.h5` (with tf_keras a SavedModel too) carries the change for Sequential and Functional models
-    of Keras's layers; a subclassed model or layer carries what its own `get_config` carries. If that has a regularizer
-    under the same keyword, which the layer has passed on to layers inside it, it follows. A warning names the layer
-    where this is not certain.
+    Each keyword is an argument of layers' constructors. `kernel_regularizer` changes the penalty of the weights that a
+    layer regularizes by this argument, or else of its weight `kernel` (or those whose names begin with `kernel_`).
+    Layers without such an argument or weight are left unchanged. `activity_regularizer` changes the penalty of the
+    output, for layers that accept the argument and save it. Layers inside nested models, wrappers and RNN layers are
+    included, shared layers once, and frozen layers too (Keras 3 penalizes these only after they are made trainable). In
+    Keras 3, `depthwise_regularizer` means the kernel of a `DepthwiseConv2D`, and with LoRA, `kernel_regularizer` means
+    the two LoRA matrices.
 
-    Each keyword names an attribute of layers, as Keras's constructors do, and changes the weights that the layer
-    penalizes by it; if there are none yet, the weight of that name (`kernel`, or those whose names begin with
-    `kernel_`). A layer that has the attribute without the weight (`kernel_regularizer` of a `DepthwiseConv2D`) stays as
-    it is.
-    `activity_regularizer` means the output of the layers that take it by name and save it (not an `EinsumDense`, which
-    drops it). Layers inside nested models, wrappers and RNN layers are reached too, and shared layers once.
+    Saved models contain the change if they are Sequential or Functional and made of Keras's layers, in every format. A
+    subclassed model or layer saves what its `get_config` returns. If it has passed its regularizer on to the layers
+    inside it, its own attribute is updated too; a warning names the layers where this is uncertain.
 
-    Frozen layers (`trainable=False`) are changed too: tf_keras penalizes them like others, Keras 3 only once they are
-    trainable; `where` can leave them out. In Keras 3, `depthwise_regularizer` means the kernel of a `DepthwiseConv2D`,
-    and where LoRA is enabled, `kernel_regularizer` means the two small kernels that are trained.
+    If the training step of a larger model that contains `model`, or a `tf.function` of your own, was traced before, it
+    keeps the old penalties. Call this function on the model that you train, and create your functions again.
 
     Args:
-        model: A model of tf_keras, or of Keras 3.12 or later on its TensorFlow backend. It must have its weights, and
-            may be compiled or not.
-        where: Which layers to change: the name of a layer or of one around it (a nested model, a wrapper), a layer, a
-            list of these, or a function of a layer that returns whether to change it; `None` means all layers. What is
-            part of a chosen layer (a cell of an RNN layer, what a wrapper wraps, a projection of a
-            `MultiHeadAttention`) is changed too. A function that passes for a nested model does not choose its layers.
-        **regularizers: From the name of an attribute (`kernel_regularizer`, `bias_regularizer`,
-            `depthwise_regularizer`, `pointwise_regularizer`, `recurrent_regularizer`, `embeddings_regularizer`,
-            `gamma_regularizer`, `beta_regularizer`, `alpha_regularizer`, `activity_regularizer`, or that of a layer of
-            your own) to a regularizer, to anything that `get` takes, or to `None`, which removes.
+        model: A model of tf_keras, or of Keras 3.12 or later on TensorFlow. It must have its weights, and may be
+            compiled.
+        where: The layers to change: the name of a layer, or of a model or wrapper that contains it; a layer; a list of
+            names and layers; or a function that takes a layer and returns whether to change it. `None`, the default,
+            means all layers. Layers inside a chosen layer are changed too: the cell of an RNN layer, the layer in a
+            wrapper, the projections of a `MultiHeadAttention`. If a function chooses a nested model, it must choose the
+            model's layers as well.
+        regularizers: For each keyword (`kernel_regularizer`, `bias_regularizer`, `depthwise_regularizer`,
+            `pointwise_regularizer`, `recurrent_regularizer`, `embeddings_regularizer`, `gamma_regularizer`,
+            `beta_regularizer`, `alpha_regularizer`, `activity_regularizer`, or that of a layer of your own), a
+            regularizer, any other identifier that `get` accepts, or `None` to remove the regularizer.
 
     Returns:
-        The list of the paths of the weights whose regularizer was set, replaced or removed, as `"block1/conv/kernel"`:
-        the keys that `penalties` has. An output is listed as `"block1/conv/activity"`.
+        A list of the paths of the changed weights and outputs, such as `"block1/conv/kernel"` and
+        `"block1/conv/activity"`. `penalties` uses the same paths.
 
     Warns:
-        UserWarning: If a traced step keeps penalties that are replaced, if a file brings them back (a part of the
-            projections of a `MultiHeadAttention`, which saves one regularizer for all), or if a built-in regularizer
-            from before the import is in the model afterwards.
+        UserWarning: If a traced step keeps the old penalties, if a saved model may contain the old regularizer, or if
+            the model still has a built-in regularizer from before the import of this package.
 
     Raises:
-        TypeError: If `model` is no such model.
-        ValueError: If the model or a layer to change has no weights yet, if a keyword matches nothing, if a
-            regularizer fails or gives no scalar on one of its weights, or if a layer to change was loaded from a
+        TypeError: If `model` is anything else.
+        ValueError: If the model or a layer to change has no weights yet, if a keyword matches no weight, if a
+            regularizer fails or returns no scalar for one of its weights, or if a layer to change was loaded from a
             SavedModel without its class.
         NotImplementedError: If a regularizer without `get_config` is to be set inside a `Bidirectional` of tf_keras.
         RuntimeError: In TensorFlow 1 graphs.
 
-    After an error the model is exactly as it was.
+    After an error the model is unchanged.
 
     >>> import tf_keras
     >>> from tfk_regularizers import L2, set_regularizers
@@ -103,12 +99,12 @@ def set_regularizers(model: Any, *, where: Where = None, **regularizers: Identif
 def penalties(model: Any) -> dict[str, tf.Tensor]:
     """Returns the current penalty of each regularized weight of a model.
 
-    The values are what Keras adds to the loss: they sum to `sum(model.losses)` as long as there is neither an activity
-    regularizer nor an `add_loss`. Those are not listed: they depend on data, and Keras keeps them without names.
-    Keras 3 does not penalize frozen weights. (A `SampledOrthogonalRegularizer` draws afresh at each reading.)
+    The values add up to `sum(model.losses)`, unless the model has activity regularizers or calls `add_loss`. Those
+    losses depend on the data and have no names in Keras, so they are not listed; nor are frozen weights in Keras 3,
+    which does not penalize them.
 
-    A custom training loop adds the penalties to the loss itself. Under a strategy each replica computes them and the
-    gradients of the replicas are added up, so each takes its share; the loop equals `fit`, on any number of replicas:
+    A custom training loop adds the penalties to the loss. With several replicas, divide their sum by the number of
+    replicas, because the gradients of the replicas are added up. This loop gives the same weights as `fit`:
 
     >>> import tensorflow as tf, tf_keras
     >>> model = tf_keras.Sequential([tf_keras.layers.Dense(1, kernel_regularizer="l2", kernel_initializer="ones")])
@@ -128,24 +124,22 @@ def penalties(model: Any) -> dict[str, tf.Tensor]:
     >>> print(f"{strategy.reduce('SUM', losses, axis=None):.6f}, then {float(sum(model.losses)):.6f}")
     0.020000, then 0.019208
 
-    A layer that is reused is listed once, under the first of its paths; layers of the same name beside each other
-    are told apart by `_1`, `_2` and so on, and so are weights of one layer.
-
     Args:
         model: A model of tf_keras or of Keras 3 that has its weights.
 
     Returns:
-        A dict, in the order of the layers, from the path of each regularized weight, the names of the layers around it
-        and its own, to its penalty, a scalar tensor: a number in eager mode, a part of the graph, with its gradient,
-        inside a `tf.function`.
+        A dict from paths to penalties, in the order of the layers. A path consists of the names of the enclosing
+        layers, of the layer and of the weight; if two are equal, `_1`, `_2` and so on are appended. A reused layer is
+        listed once, under its first path. A penalty is a scalar tensor, with a gradient inside a `tf.GradientTape` or
+        `tf.function`.
 
     Warns:
-        UserWarning: If a built-in regularizer from before the import is in the model.
+        UserWarning: If the model has a built-in regularizer from before the import of this package.
 
     Raises:
         TypeError: If `model` is not a Keras model.
-        ValueError: If the model has no weights yet, or if a layer that has losses was loaded from a SavedModel without
-            its class.
+        ValueError: If the model has no weights yet, or if a layer with losses was loaded from a SavedModel without its
+            class.
 
     >>> inner = tf_keras.Sequential([tf_keras.layers.Dense(2, kernel_initializer="ones", name="dense")], name="block1")
     >>> model = tf_keras.Sequential([inner, tf_keras.layers.Dense(1, name="head")])

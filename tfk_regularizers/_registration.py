@@ -1,4 +1,4 @@
-"""Putting this package's regularizers in the place of the built-in ones, and back."""
+"""Replace Keras's built-in regularizers by those of this package, and undo that."""
 
 import sys
 import warnings
@@ -18,37 +18,37 @@ _OURS: dict[str, Any] = {obj.__name__: obj for obj in (*KERAS_PENALTIES, l1_l2, 
 
 
 class _DefaultL1L2:
-    """What the string `"l1_l2"` stands for in Keras 3, which instantiates classes only."""
+    """The class for the string `"l1_l2"` in Keras 3, which accepts no function there."""
 
     def __new__(cls):
         return l1_l2()
 
 
 def register(keras3: bool = True) -> None:
-    """Puts this package's regularizers in the place of the built-in ones. Importing the package has done it already.
+    """Replaces Keras's built-in regularizers by those of this package. Importing the package calls it.
 
-    Afterwards the eight strings, configs and saved files give this package's classes, and `tf_keras.regularizers` holds
-    them. So does `tf.keras.regularizers`, which is Keras 3 by default and the same as `keras.regularizers`. What is
-    saved stays a plain Keras file. In Keras 3 what is its own keeps its meaning: the string `"l1l2"` and the alias
-    `keras.regularizers.l1_l2` are the class, with factors of 0, and the string `"l1_l2"` is new.
+    Afterwards strings, configs and saved models give the classes of this package, and so do `tf_keras.regularizers`
+    and, with Keras 3, `keras.regularizers` and `tf.keras.regularizers`. Models are saved as plain Keras files. Keras 3
+    keeps two peculiarities: the string `"l1l2"` and `keras.regularizers.l1_l2()` mean factors of 0. The string
+    `"l1_l2"`, with factors of 0.01, is added.
 
-    Keras 3 keeps its own regularizers before its version 3.12, under `TF_USE_LEGACY_KERAS=1`, and on another backend
-    than TensorFlow. On TensorFlow, instances of this package's classes work there and can be saved, and `"l1_l2"` is a
-    string.
+    In Keras 3 before version 3.12, on a backend other than TensorFlow, or with `TF_USE_LEGACY_KERAS=1`, the built-in
+    classes of Keras 3 stay. On TensorFlow, you can still pass instances of this package's classes to its layers, save
+    them, and use the string `"l1_l2"`.
 
-    It may be called any number of times. A class that was imported before, by
-    `from keras.regularizers import L2`, stays the built-in one.
+    You can call this function any number of times. Names that were imported before, as by `from keras.regularizers
+    import L2`, still mean the built-in classes.
 
     Args:
-        keras3: Whether to replace the regularizers of Keras 3 too. `False` leaves it its own, or puts them back; models
-            of Keras 3 with instances of this package's classes can be saved all the same. Defaults to `True`.
+        keras3: Whether to replace the regularizers of Keras 3 too. `False` restores them if they were replaced.
+            Defaults to `True`.
 
     Raises:
-        ImportError: If the installed tf-keras is not one of the supported versions. Nothing is registered then.
+        ImportError: If the installed version of tf-keras is not supported. Then nothing is replaced.
         ValueError: If `keras3` is not a bool.
 
     Warns:
-        UserWarning: If the installed Keras 3 is a later one that cannot be registered in. Its own regularizers stay.
+        UserWarning: If the installed version of Keras 3 is not supported. Then its regularizers are not replaced.
 
     >>> register()
     >>> import tensorflow as tf, tf_keras
@@ -78,9 +78,9 @@ def register(keras3: bool = True) -> None:
 
 
 def unregister() -> None:
-    """Puts the built-in regularizers of tf_keras and of Keras 3 back.
+    """Restores the built-in regularizers of tf_keras and Keras 3.
 
-    It may be called any number of times. Layers that hold a regularizer of this package keep it.
+    Layers that have a regularizer of this package keep it. You can call this function any number of times.
 
     >>> import tf_keras
     >>> unregister()
@@ -90,7 +90,7 @@ def unregister() -> None:
     >>> tf_keras.regularizers.L2 is L2
     True
     """
-    _unregister_in_keras3()  # first, for what is found in `tensorflow.keras` afterwards is tf_keras's
+    _unregister_in_keras3()  # first: afterwards `tensorflow.keras` has objects of tf_keras
     for builtin in registry.REPLACED.values():
         registry.export_like(builtin, builtin)
     registry.replace_everywhere([(_OURS[name], builtin) for name, builtin in registry.REPLACED.items()])
@@ -102,7 +102,7 @@ def unregister() -> None:
 
 
 def _register_in_keras3(keras: Any, as_host: bool, strings: bool) -> None:
-    """Register in Keras 3 on TensorFlow: in the place of its classes, or as custom objects beside them."""
+    """Replace the classes of Keras 3 on TensorFlow, or only add custom objects."""
     try:
         from tfk_regularizers._keras.keras3 import registry as registry3
 
@@ -120,8 +120,8 @@ def _register_in_keras3(keras: Any, as_host: bool, strings: bool) -> None:
     except Exception as error:
         _unregister_in_keras3()
         warnings.warn(
-            f"Keras {keras.__version__} keeps its own regularizers: tfk_regularizers could not be registered in it "
-            f"({error!r}). In tf_keras it is.",
+            f"tfk_regularizers does not support Keras {keras.__version__}, whose built-in regularizers stay. Those of "
+            f"tf_keras are replaced. Received: {error!r}",
             stacklevel=3,
         )
 
@@ -132,7 +132,7 @@ def _unregister_in_keras3() -> None:
         return
     _forget_custom_objects(keras)
     registry3 = sys.modules.get("tfk_regularizers._keras.keras3.registry")
-    if registry3 is not None:  # otherwise nothing was registered: on another backend it is never imported
+    if registry3 is not None:  # it is not imported on other backends, where nothing is registered
         for builtin in registry3.REPLACED:
             builtin_warnings.REPLACED.pop(builtin, None)
         registry3.restore()
@@ -140,7 +140,7 @@ def _unregister_in_keras3() -> None:
 
 
 def _register_for_reading(keras: ModuleType, cls: type) -> None:
-    """Let configs of a class open that name this package. None is written: it would not open without the package."""
+    """Let configs load that name this package. (They are not written, or they would not load without it.)"""
     keras.saving.get_custom_objects()[_registered_name(cls)] = cls
 
 
@@ -154,9 +154,9 @@ def _registered_name(cls):
 
 
 def _check(regularizers: Any, custom: dict[str, Any]) -> None:
-    """Raise RuntimeError unless the configs of the built-in classes give those of this package."""
+    """Raise RuntimeError unless configs of the built-in classes give the classes of this package."""
     configs = {cls: regularizers.serialize(cls()) for cls in KERAS_PENALTIES}
-    # A class of the user's wins, if it has the name of one of these.
+    # A custom object of the same name takes precedence.
     has_effect = all(type(regularizers.get(configs[cls])) is cls for cls in configs if cls.__name__ not in custom)
     if not has_effect or any(config.get("registered_name") for config in configs.values()):
         raise RuntimeError("registration had no effect")

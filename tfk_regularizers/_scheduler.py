@@ -1,4 +1,4 @@
-"""RegularizationScheduler: factors that follow a schedule."""
+"""RegularizationScheduler: a callback that changes factors during training."""
 
 import contextlib
 import inspect
@@ -20,44 +20,41 @@ from tfk_regularizers._penalties.factors import factor_value, is_factor_variable
 
 
 class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc]
-    """Lets a factor of a model's penalties follow a schedule, as `LearningRateScheduler` does with the learning rate.
+    """Changes a factor of a model's penalties during training, as `LearningRateScheduler` changes the learning rate.
 
-    It is a callback for models of tf_keras, and of Keras 3. The model needs no preparation: when training begins, the
-    numbers to change become variables, which traced and compiled steps read anew, and the model traces its steps once
-    more. After `fit` they stay variables that hold the last scheduled value, so the next `fit` goes on without another
-    trace. Files hold the current number. Factors that are variables already are assigned.
+    It is a callback for `fit` of tf_keras and Keras 3 models. When training begins, it replaces the numbers that it
+    schedules by variables, so the traced step reads the current value; the model traces its steps once more. After
+    `fit`, the penalties keep these variables with their last value. Factors that are variables already are assigned.
+    Saved models contain the current number.
 
-    Regularizers of weights and of activities are reached, in nested models, wrappers, RNN cells and
-    `MultiHeadAttention`, and as terms of sums. An instance that several layers share has one factor, in other models
-    too. If two schedulers change the same factor, the later one in the list of callbacks has the last word.
+    Penalties of weights and activities are scheduled, in nested models, wrappers and RNN cells, and as terms of sums.
+    If layers share an instance, they share its factor, also with layers of other models. If two schedulers change the
+    same factor, the later callback in the list wins.
 
-    The logs of an epoch get the factor under its name, as `l1`. If several values differ, or another scheduler has
-    logged that name, they are logged under their paths, as `hidden/kernel/l1`. As with `LearningRateScheduler`,
-    `History` has them, and so do callbacks that come later in the list, such as `CSVLogger`.
+    The factor is added to the logs of each epoch under its name, such as `l1`. If penalties have different values, or
+    the name is taken, the keys are paths such as `hidden/kernel/l1`. `History` and the callbacks after this one in the
+    list receive it.
 
     Args:
-        schedule: What gives the factor, a finite number:
-            - a function of the epoch, counted from 0 (or from `initial_epoch`), called when an epoch begins;
-            - a function of two required arguments, the epoch and the current factor of each penalty. It starts from
-              the number that the penalty has, so a `fit` that `BackupAndRestore` resumes does not continue it;
-            - a `LearningRateSchedule` of Keras, a function of the steps of this `fit`, called when an epoch begins and
-              before each batch, or before each execution with `steps_per_execution` above 1. It counts the steps of
-              `model.optimizer`; those of earlier fits do not count. Counting waits for the previous step. (With
-              `BackupAndRestore`, put this callback first: then the steps before the interruption count.)
-        factor: The name of the factor: `"l1"`, `"l2"`, `"factor"`, or one of a `Penalty` of your own. Defaults to
-            `None`: the only factor of the penalties.
-        where: The layers whose penalties to schedule: a name, a layer, a list of these, or a function of a layer, as in
-            `set_regularizers`. Defaults to `None`, all layers.
-        verbose: 1 prints a line when an epoch begins. Defaults to 0.
+        schedule: What determines the factor. The result must be a finite number. One of:
+            - a function of the epoch, which is counted from 0;
+            - a function of two required arguments, the epoch and the current factor of each penalty. (After an
+              interruption, it starts again from the number in the model.)
+            - a `LearningRateSchedule` of Keras, evaluated before each batch at the number of steps since this `fit`
+              began, as counted by `model.optimizer`. This waits for the previous step. (With `BackupAndRestore`, put
+              this callback before it in the list: then the steps before the interruption count.)
+        factor: The name of the factor, such as `"l1"`, `"l2"` or `"factor"`. Defaults to `None`, which means the only
+            factor that the penalties have.
+        where: The layers whose penalties to schedule, as in `set_regularizers`. Defaults to `None`, all layers.
+        verbose: 1 prints a line at the beginning of each epoch. Defaults to 0.
 
     Raises:
-        ValueError: If an argument is invalid. When training begins, if no penalty is found or several names are,
-            or if one cannot be changed: a regularizer that is not a `Penalty` (for instance a built-in one made before
-            this package was imported), one of a layer that was loaded from a SavedModel without its class, or one
-            shared with a layer that `where` leaves out. From `fit`, if the schedule gives no finite number; the factor
-            is then as before.
-        TypeError: When the model is neither of tf_keras nor of Keras 3.12 or later on its TensorFlow backend.
-        RuntimeError: When training begins, in TensorFlow 1 graphs.
+        ValueError: If an argument is invalid. When training begins: if no penalty has the factor, if they have several
+            and `factor` is `None`, or if a penalty cannot be changed because its class is not derived from `Penalty`,
+            because its layer was loaded from a SavedModel without its class, or because a layer outside `where` shares
+            it. During training: if the schedule does not return a finite number; the factor is then unchanged.
+        TypeError: If the model is not one of tf_keras, or of Keras 3.12 or later on TensorFlow.
+        RuntimeError: When training begins in TensorFlow 1 graphs.
 
     >>> import tensorflow as tf, tf_keras
     >>> layer = tf_keras.layers.Dense(1, kernel_initializer="ones", kernel_regularizer="l1")
@@ -88,10 +85,12 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
         self._penalties: dict[str, Penalty] = {}
 
     def set_model(self, model: Any) -> None:
+        """Called by Keras: checks the type of the model."""
         checked_host(model, "RegularizationScheduler")
         super().set_model(model)
 
     def on_train_begin(self, logs: Any = None) -> None:
+        """Called by Keras: finds the penalties, and replaces their factors by variables."""
         versions.check_tensorflow_2("RegularizationScheduler")
         if self._schedule_kind == "step" and self.model.optimizer is None:
             raise ValueError("A LearningRateSchedule counts the steps of the model's optimizer. Compile it with one.")
@@ -102,6 +101,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
         self._steps_before = self._iterations() if self._schedule_kind == "step" else 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Called by Keras: assigns the factor."""
         self._epoch = epoch
         values = self._assign()
         self._update_configs()
@@ -111,10 +111,12 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
             host_of(self.model).print_message(f"\nEpoch {epoch + 1}: RegularizationScheduler setting {text}.")
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Called by Keras: assigns the factor, if it is scheduled by step."""
         if self._schedule_kind == "step":
             self._assign()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Called by Keras: adds the factor to the logs."""
         self._update_configs()
         if self._schedule_kind == "step" and self._iterations() == self._steps_before:
             warnings.warn(
@@ -129,7 +131,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
             logs.update(factors if self._values_differ or self._name in logs else by_name)
 
     def _make_variables(self, active: list[ActiveRegularizer]) -> None:
-        """Turn the factors that are numbers into variables, and let new traces read them."""
+        """Replace factors that are numbers by variables, and let the model trace its steps again."""
         numbers = [penalty for penalty in self._penalties.values() if not is_factor_variable(vars(penalty)[self._name])]
         if not numbers:
             return
@@ -137,8 +139,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
         dtypes = {id(term): one.layer.variable_dtype for one in active for term in _terms(one.regularizer)}
         with self.model.distribute_strategy.scope():
             for penalty in numbers:
-                # float64 keeps the digits of the schedule for logs and files. A class of the user's own multiplies by
-                # the factor as it is, in the dtype of the weights.
+                # float64 keeps all digits for logs and files. Classes of the user's own need the dtype of the weights.
                 is_ours = type(penalty) in (*KERAS_PENALTIES, *NEW_PENALTIES)
                 penalty.__dict__[self._name] = tf.Variable(  # not by `setattr`, which warns that graphs have read it
                     vars(penalty)[self._name],
@@ -149,7 +150,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
                 )
 
     def _update_configs(self) -> None:
-        """Update the configs of Bidirectional layers, which hold copies of the numbers."""
+        """Update the configs of Bidirectional layers, which copy the numbers."""
         for node in tree.walk(self.model):
             host_of(self.model).update_bidirectional(node.layer, contextlib.ExitStack())
 
@@ -161,7 +162,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
         return {path: factor_value(getattr(penalty, self._name)) for path, penalty in self._penalties.items()}
 
     def _assign(self) -> dict[str, float]:
-        """Assign what the schedule gives now, after checking all of it."""
+        """Check all scheduled values, then assign them."""
         if self._schedule_kind == "factor":
             scheduled = {path: self._evaluate_schedule(self._epoch, factor) for path, factor in self._factors().items()}
         else:
@@ -172,7 +173,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
         return scheduled
 
     def _evaluate_schedule(self, *arguments: Any) -> float:
-        """What the schedule returns, as a finite number."""
+        """The value of the schedule, a finite number."""
         given = self.schedule(*arguments)
         try:
             return to_finite_float(self._name, given)
@@ -184,7 +185,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
 
 
 def _kind_of_schedule(schedule: Any) -> str:
-    """What a schedule is a function of: the "step", the "epoch", or the epoch and the "factor"."""
+    """What a schedule depends on: the "step", the "epoch", or the epoch and the "factor"."""
     modules = (tf_keras, versions.keras3())
     kinds = tuple(module.optimizers.schedules.LearningRateSchedule for module in modules if module is not None)
     if isinstance(schedule, kinds):
@@ -203,23 +204,24 @@ def _kind_of_schedule(schedule: Any) -> str:
 
 
 def _terms(regularizer: Any) -> list[Any]:
-    """The terms of a sum; [regularizer] for others."""
+    """The terms of a sum, or [regularizer]."""
     if not isinstance(regularizer, Sum):
         return [regularizer]
     return [inner for term in regularizer.regularizers for inner in _terms(term)]
 
 
 def _factor_names(term: Any) -> list[str]:
-    """The names of the factors of a term. For other classes, those of Keras's that it has."""
+    """The names of a term's factors. For classes not derived from `Penalty`, only Keras's names are known."""
     names = argument_names(type(term), Factor) if isinstance(term, Penalty) else ["l1", "l2", "factor"]
     return [name for name in names if hasattr(term, name)]
 
 
 def _find_penalties(model: Any, active: Any, factor: str | None, where: Any) -> tuple[str, dict[str, Penalty]]:
-    """The name of the factor to schedule, and the penalties that have it by its paths."""
+    """The name of the factor to schedule, and the penalties that have it, by path."""
     chosen = [(one, term) for one in active if one.chosen for term in _terms(one.regularizer)]
     names = sorted({name for _, term in chosen for name in _factor_names(term)})
-    name = _choose_name(names, factor, f"of {model.name!r}{'' if where is None else ' in layers that pass `where`'}")
+    place = f"{'' if where is None else 'the chosen layers of '}the model {model.name!r}"
+    name = _choose_name(names, factor, place)
     penalties: dict[int, tuple[str, Penalty]] = {}
     taken: set[str] = set()
     for one, term in chosen:
@@ -230,14 +232,14 @@ def _find_penalties(model: Any, active: Any, factor: str | None, where: Any) -> 
 
 
 def _choose_name(names: list[str], factor: str | None, place: str) -> str:
-    """The factor to schedule, of those that the penalties have; ValueError if that is not clear."""
+    """The name of the factor to schedule; ValueError if it does not exist or several do."""
     if factor in names or (factor is None and len(names) == 1):
         return factor or names[0]
-    regularize = '`Dense(3, kernel_regularizer="l2")` or `set_regularizers(model, kernel_regularizer="l2")`'
-    expected = f'one of {", ".join(names)}, as in `factor="{names[0]}"`' if names else regularize
+    if names:
+        raise invalid_argument("factor", f"one of {', '.join(map(repr, names))}, the factors in {place}", factor)
     raise ValueError(
-        f"RegularizationScheduler needs a factor that the penalties {place} have. Expected {expected}. "
-        f"Received: factor={short_repr(factor)}"
+        f'RegularizationScheduler found no penalty in {place}. Add one with `Dense(3, kernel_regularizer="l2")` or '
+        '`set_regularizers(model, kernel_regularizer="l2")`.'
     )
 
 
@@ -246,8 +248,8 @@ def _check_schedulable(one: ActiveRegularizer, term: Any, name: str, active: lis
     refused = f"RegularizationScheduler cannot change the `{name}` of {one.path!r}"
     if not isinstance(term, Penalty):
         raise ValueError(
-            f"{refused}: its regularizer is of {type(term)}. Expected one of tfk_regularizers, or of a class derived "
-            "from its `Penalty`. Replace it by `set_regularizers`, or leave the layer out by `where`."
+            f"{refused}: its regularizer is of {type(term)}. Expected a class of tfk_regularizers, or one derived from "
+            "its `Penalty`. Replace it with `set_regularizers`, or exclude the layer with `where`."
         )
     value = vars(term).get(name)
     if not is_factor_variable(value) and not isinstance(value, (int, float)):
@@ -255,7 +257,7 @@ def _check_schedulable(one: ActiveRegularizer, term: Any, name: str, active: lis
     for other in active:
         if not other.chosen and any(term is inner for inner in _terms(other.regularizer)):
             raise ValueError(
-                f"{refused}, and not that of {other.path!r}, which `where` leaves out: both have the same instance of "
-                f"{type(term).__name__}. Give these layers their own, with the same `where`: "
+                f"{refused} without that of {other.path!r}, which `where` excludes: both have the same instance of "
+                f"{type(term).__name__}. Give the chosen layers their own, with the same `where`: "
                 f"`set_regularizers(model, kernel_regularizer={short_repr(one.regularizer)}, where=...)`."
             )

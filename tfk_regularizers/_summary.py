@@ -12,29 +12,28 @@ _HEADINGS = ("Weight or output", "Shape", "Regularizer", "From", "Penalty", "Sha
 
 
 def summary(model: Any, print_fn: Callable[[str], Any] | None = None) -> None:
-    """Prints a table of the regularizers of a model, as `model.summary()` prints one of its layers.
+    """Prints a table of a model's regularizers, as `model.summary()` does of its layers.
 
-    A line for each regularized weight has its path, its shape, the regularizer, where that comes from (this package,
-    tf_keras, Keras 3 or your own code), its penalty now, and its share of the sum of all penalties, which stands below.
-    A line for each regularized output has no penalty: that depends on the data.
+    Each regularized weight has a row with its path, its shape, its regularizer, the package that this comes from, the
+    current penalty, and the share of the sum of all penalties. A regularized output has a row without a penalty,
+    because that depends on the data.
 
-    Some regularizers do not do what one may expect. Their lines have a note:
+    A note below the table marks regularizers that may not do what you expect:
 
-    - a built-in one from before the import of this package;
-    - one of Keras 3 in a layer of tf_keras, or the other way round;
+    - a built-in one, from before the import of this package;
+    - one of Keras 3 in a layer of tf_keras, or the reverse;
     - one of a frozen weight, which Keras 3 does not penalize;
     - one of a layer that has no weights yet;
-    - one that was set as an attribute of a built layer: it has no effect before the model is saved and loaded.
+    - one that was assigned to an attribute of a built layer, which has no effect until the model is saved and loaded.
 
     Args:
         model: A model of tf_keras or of Keras 3.
-        print_fn: A function that is called once with the whole text. Defaults to `None`, which prints to where Keras
-            prints.
+        print_fn: A function that is called once with the whole text. Defaults to `None`, which prints as Keras does.
 
     Raises:
         TypeError: If `model` is not a Keras model.
 
-    The table is drawn by `rich`, which Keras 3 uses too; without it the text has no lines.
+    The table is drawn by `rich` if that is installed (Keras 3 requires it), and without lines otherwise.
 
     >>> import tensorflow as tf
     >>> hidden = tf.keras.layers.Dense(3, kernel_regularizer="l2", kernel_initializer="ones", name="hidden")
@@ -60,7 +59,7 @@ def summary(model: Any, print_fn: Callable[[str], Any] | None = None) -> None:
     text = "\n".join(
         [
             f'Regularizers of "{model.name}"',
-            *([_table(cells)] if cells else ["none"]),
+            *([_table(cells)] if cells else ["No weight or output is regularized."]),
             *notes,
             f"Sum of the penalties of weights: {total:.4g}",
         ]
@@ -69,7 +68,7 @@ def summary(model: Any, print_fn: Callable[[str], Any] | None = None) -> None:
 
 
 def _cells(row: Regularized, total: float) -> tuple[str, ...]:
-    """The cells of a line of the table."""
+    """The cells of a row."""
     shape = "" if row.shape is None else str(tuple(row.shape))
     path = f"{row.path} *" if row.note else row.path
     if row.penalty is None:
@@ -80,7 +79,7 @@ def _cells(row: Regularized, total: float) -> tuple[str, ...]:
 
 
 def _described(regularizer: Any) -> str:
-    """A regularizer as one would write it, for classes without a repr of their own too."""
+    """The repr of a regularizer, made from its config if its class defines no repr."""
     if type(regularizer).__repr__ is not object.__repr__:
         return getattr(regularizer, "__name__", repr(regularizer))
     arguments: dict[str, Any] = {}
@@ -90,7 +89,7 @@ def _described(regularizer: Any) -> str:
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:
-    """The lines of a table, drawn by rich where it is installed."""
+    """The table as text, drawn by rich if that is installed."""
     try:
         from rich.console import Console
         from rich.table import Table

@@ -9,7 +9,7 @@ from tensorflow.python.saved_model import save_context  # type: ignore[attr-defi
 
 
 def is_compiled_by_xla() -> bool:
-    """Whether XLA compiles what is traced now: under `jit_compile=True` and on a TPU, in nested functions too."""
+    """Whether XLA compiles the function that is being traced: with `jit_compile=True`, on a TPU, or nested in such."""
     return tf.__internal__.get_enclosing_xla_context() is not None
 
 
@@ -24,7 +24,7 @@ def has_tangent(x: Any) -> bool:
 
 
 def is_writing_saved_model() -> bool:
-    """Whether a SavedModel is being written: its functions are traced without the variables of regularizers."""
+    """Whether a SavedModel is being written, whose functions cannot contain the variables of regularizers."""
     return bool(save_context.in_save_context())
 
 
@@ -34,5 +34,5 @@ def is_sharded(x: Any) -> bool:
 
 
 def sharded_variable(x: Any) -> Any:
-    """The partitioned variable that x is a shard of, None if it is no shard."""
+    """The partitioned variable that x is a shard of, or None."""
     return x._sharded_container() if hasattr(x, "_sharded_container") else None

@@ -1,1 +1,1 @@
-"""What this package needs of Keras, and all uses of its internals: `keras2` and `keras3`, and what both share."""
+"""All uses of Keras's internals: `keras2` for tf_keras, `keras3` for Keras 3, and modules that both share."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from tfk_regularizers._keras.layers import regularizer_attributes
 
-REPLACED: dict[Any, str] = {}  # the built-in classes that registration has replaced, and which Keras has them
+REPLACED: dict[Any, str] = {}  # replaced built-in classes, and the Keras that they belong to
 
 
 def warn_of_builtins_in(nodes: Iterable[Any], stacklevel: int) -> None:
@@ -17,19 +17,19 @@ def warn_of_builtins_in(nodes: Iterable[Any], stacklevel: int) -> None:
     if found:
         keras = next(REPLACED[builtin] for _, builtin in classes if builtin is not None)
         listed = ", ".join([*map(repr, found[:5]), *(["…"] if len(found) > 5 else [])])
-        warn(f"Built-in regularizers of {keras} are in {listed}", stacklevel + 1)
+        warn(f"There are built-in regularizers of {keras} in {listed}", stacklevel + 1)
 
 
 def warn(found: str, stacklevel: int) -> None:
-    """Warn of what was found, at a line of the user's."""
+    """Warn of a built-in regularizer."""
     warnings.warn(
-        f"{found}: made, or the class imported, before tfk_regularizers. Import tfk_regularizers first, or take the "
-        "class from it. In a model, `tfk_regularizers.set_regularizers(model, kernel_regularizer=...)` replaces it.",
+        f"{found}, because tfk_regularizers was imported later. Import it first, or use its classes. In a model, "
+        "`tfk_regularizers.set_regularizers(model, kernel_regularizer=...)` replaces a regularizer.",
         stacklevel=stacklevel + 1,
     )
 
 
 def builtin_class(regularizer: Any) -> type | None:
-    """The replaced class that computes a penalty, if one does. A subclass with its own `__call__` is the user's."""
+    """The replaced class that computes the penalty, or None. A subclass may have a `__call__` of its own."""
     owner = next((cls for cls in type(regularizer).__mro__ if "__call__" in vars(cls)), object)
     return owner if owner in REPLACED else None

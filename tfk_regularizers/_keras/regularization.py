@@ -18,7 +18,7 @@ def penalties(model: Any) -> dict[str, tf.Tensor]:
     host = host_of(model)
     tree.check_built(model)
     nodes = tree.walk(model)
-    builtin_warnings.warn_of_builtins_in(nodes, stacklevel=4)  # AutoGraph's wrapper is one of the frames
+    builtin_warnings.warn_of_builtins_in(nodes, stacklevel=4)  # with the frame of AutoGraph's wrapper
     losses = []
     for node in nodes:
         targets.check_not_revived(host, node, only_with_losses=True)
@@ -33,7 +33,7 @@ def penalties(model: Any) -> dict[str, tf.Tensor]:
 
 
 class ActiveRegularizer(NamedTuple):
-    """A regularizer that has an effect, the path of what it penalizes, its layer and whether `where` chose that."""
+    """A regularizer that has an effect, the path of its weight or output, its layer, and whether `where` chose that."""
 
     path: str
     regularizer: Any
@@ -72,7 +72,7 @@ def active_in_layer(host: Host, layer: Any) -> list[tuple[Any, Any]]:
 
 
 def retrace(host: Host, model: Any) -> None:
-    """Let a model and those inside it trace their steps anew, and log the weights that are penalized now."""
+    """Let a model and the models inside it trace their steps again, and update the logged weights."""
     for inner in tree.models_among(tree.walk(model)):
         host.retrace(inner)
 
@@ -80,7 +80,7 @@ def retrace(host: Host, model: Any) -> None:
 def set_regularizers(
     host: Host, model: Any, where: Any, regularizers: dict[str, Any], was_read_in_graph: Callable[[Any], bool]
 ) -> list[str]:
-    """Check all regularizers, then set them; return the paths of what was changed. An error changes nothing."""
+    """Check all regularizers, then set them; return the paths of the changed weights. An error changes nothing."""
     tree.check_built(model)
     nodes = tree.walk(model)
     chosen = tree.choose(nodes, where)
@@ -104,17 +104,17 @@ def set_regularizers(
             replaced = {id(target.layer): target.held for target in changes if target.keyword == keyword}
             if stale := layer_configs.update_configs(nodes, keyword, regularizer, replaced, undo):
                 warnings.warn(
-                    f"A saved model may get the old `{keyword}` back inside {', '.join(map(repr, stale))}, whose "
-                    "`get_config` has one of its own. Call `set_regularizers` again after loading.",
+                    f"In a saved model, {', '.join(map(repr, stale))} may have the old `{keyword}` again, because its "
+                    "`get_config` returns it. Call `set_regularizers` again after loading.",
                     stacklevel=3,
                 )
         builtin_warnings.warn_of_builtins_in(nodes, stacklevel=3)
         is_traced = any(was_read_in_graph(target.held) for target in changes if target.keyword != ACTIVITY)
-        if is_traced and not any(map(host.is_compiled, tree.models_among(nodes))):  # not by its own step
+        if is_traced and not any(map(host.is_compiled, tree.models_among(nodes))):  # it has no step of its own
             warnings.warn(
-                f"A traced step of a model around {model.name!r}, or a traced `tf.function`, keeps the penalties that "
-                "were replaced. Call `set_regularizers` on the model that is trained, or `compile` it again; make "
-                "the `tf.function` again.",
+                f"If the training step of a model that contains {model.name!r}, or a `tf.function`, was traced before, "
+                "it keeps the old penalties. Call `set_regularizers` on the model that you train, or compile it again; "
+                "create the `tf.function` again.",
                 stacklevel=3,
             )
         for inner in tree.models_among(nodes):

@@ -1,4 +1,4 @@
-"""All regularized weights and outputs of a model, with notes: the lines of `summary`."""
+"""The rows of `summary`: all regularized weights and outputs of a model, with notes."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ _PACKAGES = {"keras": "Keras 3", "__main__": "your program"}
 
 
 class Regularized(NamedTuple):
-    """A regularized weight or output: where, its shape, its regularizer, its penalty if it has one, and a note."""
+    """A regularized weight or output: its path, shape, regularizer, penalty (None for an output) and note."""
 
     path: str
     shape: Any
@@ -50,17 +50,17 @@ def _weights(host: Host, node: Node, model: Any) -> Iterator[Regularized]:
 
 
 def _attributes(node: Node, active: set[int]) -> Iterator[Regularized]:
-    """The regularizer of a layer's output, and those that a layer holds and that have no effect."""
+    """The regularizer of a layer's output, and regularizers in attributes that have no effect."""
     for keyword in layers.regularizer_attributes(node.layer):
         regularizer = layers.held_regularizer(node.layer, keyword)
-        if not callable(regularizer):  # None, or a list that tf_keras has under such a name
+        if not callable(regularizer):  # None, or a list that tf_keras stores under such a name
             continue
         if keyword == ACTIVITY:
             note = ""
         elif not layers.is_built(node.layer):
             note = "the layer has no weights yet"
         elif id(regularizer) not in active:
-            note = "set on a built layer: without effect before the model is saved and loaded"
+            note = "set on a built layer: no effect until the model is saved and loaded"
         else:
             continue
         path = tree.join_path(node.path, keyword.removesuffix("_regularizer"))
@@ -68,7 +68,7 @@ def _attributes(node: Node, active: set[int]) -> Iterator[Regularized]:
 
 
 def _note(host: Host, regularizer: Any) -> str:
-    """A note on a regularizer from elsewhere than one may expect."""
+    """A note if a regularizer is built-in or belongs to the other Keras."""
     if builtin_warnings.builtin_class(regularizer):
         return "built-in, from before the import of tfk_regularizers"
     if isinstance(regularizer, versions.regularizer_bases()) and not isinstance(regularizer, host.regularizer_base()):

@@ -1,4 +1,4 @@
-"""What the keywords of `set_regularizers` name in a model: weights and outputs of layers."""
+"""The weights and outputs that the keywords of `set_regularizers` mean in a model."""
 
 import difflib
 import itertools
@@ -14,7 +14,7 @@ ACTIVITY = "activity_regularizer"
 
 
 class Target(NamedTuple):
-    """A keyword of a layer, what is held under it, the weight (None: the output), its paths, the layers around."""
+    """A keyword of a layer, its old regularizer, the weights (None for the output), paths, and enclosing layers."""
 
     layer: Any
     keyword: str
@@ -25,13 +25,13 @@ class Target(NamedTuple):
 
 
 def regularized_weight(host: Host, layer: Any, keyword: str, enclosing: Iterable[Any] = ()) -> list[Any]:
-    """The variables that `X_regularizer` regularizes: those that it penalizes now, otherwise those called X."""
+    """The variables that `X_regularizer` penalizes now, or else those named X."""
     keywords = layers.regularizer_attributes(layer)
     if keyword not in keywords:
         return []
     regularizer, named = layers.held_regularizer(layer, keyword), host.weights_called(keyword, layer, enclosing)
     others = [layers.held_regularizer(layer, other) for other in keywords if other not in (keyword, ACTIVITY)]
-    if any(other is regularizer for other in others):  # then only the name shows which weight is meant
+    if any(other is regularizer for other in others):  # then only the name tells the weights apart
         return named
     return [loss.variable for loss in host.weight_losses(layer) if loss.regularizer is regularizer] or named
 
@@ -43,13 +43,14 @@ def find_targets(host: Host, nodes: list[Node], keyword: str) -> list[Target]:
         layer, held, enclosing = node.layer, layers.held_regularizer(node.layer, keyword), [*node.enclosing.values()]
         check_not_revived(host, node)
         if keyword == ACTIVITY:
-            for owner in enclosing:  # whose graphs make the output
+            for owner in enclosing:  # their graphs compute the output
                 check_not_revived(host, node._replace(layer=owner))
             if host.takes_activity_regularizer(layer, enclosing):
                 targets.append(Target(layer, keyword, held, None, [tree.join_path(node.path, "activity")], enclosing))
         elif keyword in layers.regularizer_attributes(layer) and not layers.is_built(layer):
             raise ValueError(
-                f"The layer {node.path!r} has no weights yet. Call the model on data first, or leave it out by `where`."
+                f"The layer {node.path!r} has no weights yet. Call the model on data first, or exclude the layer with "
+                "`where`."
             )
         elif weight := regularized_weight(host, layer, keyword, enclosing):
             targets.append(Target(layer, keyword, held, weight, tree.weight_paths(node, weight), enclosing))
@@ -57,7 +58,7 @@ def find_targets(host: Host, nodes: list[Node], keyword: str) -> list[Target]:
 
 
 def needs_change(host: Host, target: Target, regularizer: Any) -> bool:
-    """Whether setting the regularizer changes anything. Removing one that is not there does not."""
+    """Whether setting the regularizer changes anything. Removing one that does not exist does not."""
     if regularizer is not None or target.held is not None:
         return True
     if target.keyword == ACTIVITY:
@@ -66,7 +67,7 @@ def needs_change(host: Host, target: Target, regularizer: Any) -> bool:
 
 
 def check_regularizer(host: Host, target: Target, regularizer: Any) -> None:
-    """Raise ValueError unless the regularizer returns a scalar for what it is set on, as far as shapes are known."""
+    """Raise ValueError unless the regularizer returns a scalar for its weights or output, if the shape is known."""
     if regularizer is None:
         return
     tensors = target.weight if target.weight is not None else host.zero_outputs(target.layer)
@@ -81,20 +82,18 @@ def check_regularizer(host: Host, target: Target, regularizer: Any) -> None:
 
 
 def no_target(model: Any, keyword: str, where: Any, nodes: list[Node], chosen: list[Node]) -> str:
-    """The message for a keyword without a target: the keywords that have one."""
+    """The message for a keyword that matches nothing, with the keywords that do."""
     if where is not None and not chosen:
-        return f"`where` passes for no layer of the model {model.name!r}, so `{keyword}` would change nothing."
+        return f"`where` chooses no layer of the model {model.name!r}, so `{keyword}` would change nothing."
     host = host_of(model)
     built = [node for node in (nodes if where is None else chosen) if layers.is_built(node.layer)]
     candidates = {ACTIVITY}.union(*(layers.regularizer_attributes(node.layer) for node in built))
     present = sorted(candidate for candidate in candidates if find_targets(host, built, candidate))
     nearest = difflib.get_close_matches(keyword, present, n=1)
     hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
-    return (
-        f"`{keyword}` would change nothing: no layer {'' if where is None else 'that passes `where` '}in the model "
-        f"{model.name!r} regularizes a weight by it.{hint} Expected one of: "
-        f"{', '.join(present) or 'none, without weights'}."
-    )
+    expected = f"Expected one of: {', '.join(present)}." if present else "No layer there has weights."
+    place = f"of the model {model.name!r}{'' if where is None else ' that `where` chooses'}"
+    return f"`{keyword}` would change nothing: it does not apply to any layer {place}.{hint} {expected}"
 
 
 def check_not_revived(host: Host, node: Node, only_with_losses: bool = False) -> None:
@@ -102,5 +101,5 @@ def check_not_revived(host: Host, node: Node, only_with_losses: bool = False) ->
     if host.is_revived(node.layer) and (node.layer._callable_losses or not only_with_losses):
         raise ValueError(
             f"The layer {node.layer.name!r} was loaded from a SavedModel without its class, as graphs. Pass the class "
-            f"to `load_model` in `custom_objects`{'' if only_with_losses else ', or leave the layer out by `where`'}."
+            f"to `load_model` in `custom_objects`{'' if only_with_losses else ', or exclude the layer with `where`'}."
         )

@@ -12,7 +12,7 @@ from tfk_regularizers._keras import layers, versions
 
 
 class Node(NamedTuple):
-    """A layer, its path, the layers around it that are not models, and those and the models inside the model, by id."""
+    """A layer and its path; the enclosing layers that are not models, and all enclosing ones but the model, by id."""
 
     layer: Any
     path: str
@@ -51,7 +51,7 @@ def models_among(nodes: Iterable[Node]) -> list[Any]:
 
 
 def choose(nodes: list[Node], where: Any) -> list[Node]:
-    """The layers that `where` names, is or passes for, and those inside them; inside a model only those of a name."""
+    """The layers that `where` chooses, and the layers inside them. A function does not choose for nested models."""
     if where is None:
         return nodes
     if callable(where) and not isinstance(where, versions.layer_bases()):
@@ -69,7 +69,7 @@ def choose(nodes: list[Node], where: Any) -> list[Node]:
 
 
 def _not_in_model(missing: Any, nodes: list[Node]) -> str:
-    """The message for a layer or a name that is not in a model."""
+    """The message for a layer or name that is not in the model."""
     model = nodes[0].layer.name
     if not isinstance(missing, str):
         return f"`where` has a layer {missing.name!r}, which is not in the model {model!r}."
@@ -87,7 +87,7 @@ def weight_paths(node: Node, variables: list[Any]) -> list[str]:
 
 
 def _own_name(variable: Any) -> str:
-    """The last part of a variable's name, with that of a shard: "kernel", "kernel/part_0"."""
+    """The last part of a variable's name, such as "kernel", or "kernel/part_0" for a shard."""
     match = re.search(r"[^/:]+(/part_\d+)?(?=(:\d+)?$)", variable.name)
     return match.group() if match else str(variable.name)
 
@@ -106,7 +106,7 @@ def sum_by_path(losses: Iterable[tuple[str, tf.Tensor]]) -> dict[str, tf.Tensor]
 
 
 def deduplicate_path(path: str, taken: set[str]) -> str:
-    """The path, or the first of path_1, path_2, … that is not taken; it is taken then."""
+    """The path, or the first of path_1, path_2, … that is not in `taken`, to which it is added."""
     candidates = itertools.chain([path], (f"{path}_{number}" for number in itertools.count(1)))
     unique = next(candidate for candidate in candidates if candidate not in taken)
     taken.add(unique)

@@ -1,4 +1,4 @@
-"""The Keras versions of a program: tf_keras, and Keras 3 as `tf.keras` or beside it."""
+"""The Keras versions that are imported: tf_keras, and possibly Keras 3."""
 
 import contextlib
 import inspect
@@ -16,36 +16,36 @@ with contextlib.suppress(ImportError, AttributeError):
 
 
 def keras3() -> ModuleType | None:
-    """Keras 3 if it was imported: as `tf.keras`, or beside it under TF_USE_LEGACY_KERAS=1."""
+    """Keras 3 if it was imported, as `tf.keras` or as `keras`; otherwise None."""
     keras = sys.modules.get("keras")
     loaded = all(hasattr(keras, name) for name in ("regularizers", "saving", "Model"))
     return keras if loaded and not str(getattr(keras, "__version__", "")).startswith("2.") else None
 
 
 def runs_on_tensorflow(keras: Any) -> bool:
-    """Whether this is Keras 3 on its TensorFlow backend, and not None."""
+    """Whether this is Keras 3 on its TensorFlow backend. False for None."""
     return keras is not None and keras.backend.backend() == "tensorflow"
 
 
 def has_tools(keras: Any) -> bool:
-    """Whether the functions for whole models take models of this Keras 3."""
+    """Whether `set_regularizers` and the like support models of this Keras 3."""
     version = tuple(int(number) for number in keras.__version__.split(".")[:2])
     return version >= (3, 12) and runs_on_tensorflow(keras)
 
 
 def is_host(keras: Any) -> bool:
-    """Whether the classes of this Keras 3 are replaced: of one that is `tf.keras`."""
+    """Whether the classes of this Keras 3 are replaced, which they are if it is `tf.keras`."""
     return has_tools(keras) and tf.keras.regularizers.Regularizer is keras.regularizers.Regularizer  # type: ignore[attr-defined]
 
 
 def regularizer_bases() -> tuple[type, ...]:
-    """The base classes of regularizers: tf_keras's, and Keras 3's if it was imported."""
+    """The base classes of regularizers, of Keras 3 too if it was imported."""
     keras = keras3()
     return (tf_keras.regularizers.Regularizer, *([keras.regularizers.Regularizer] if keras else []))
 
 
 def keras3_regularizers() -> dict[str, Any]:
-    """The regularizer classes of the user's own that are registered in Keras 3, also by names without a package."""
+    """The user's regularizer classes that are registered in Keras 3, also under their names without a package."""
     keras = keras3()
     found = {name: cls for name, cls in keras.saving.get_custom_objects().items() if _is_own(cls)} if keras else {}
     taken = {name.rpartition(">")[2] for name in tf_keras.saving.get_custom_objects()}
@@ -53,7 +53,7 @@ def keras3_regularizers() -> dict[str, Any]:
 
 
 def _is_own(cls: Any) -> bool:
-    """Whether this is a class of regularizers of the user's own."""
+    """Whether this is a regularizer class of the user's own."""
     is_class = inspect.isclass(cls) and issubclass(cls, regularizer_bases())
     return is_class and cls.__module__.partition(".")[0] != "tfk_regularizers"
 
@@ -66,19 +66,19 @@ def serialize(regularizer: Any) -> Any:
 
 
 def model_bases() -> tuple[Any, ...]:
-    """The base classes of models: tf_keras's, and Keras 3's if it was imported."""
+    """The base classes of models, of Keras 3 too if it was imported."""
     keras = keras3()
     return (tf_keras.Model, *([keras.Model] if keras else []))
 
 
 def layer_bases() -> tuple[Any, ...]:
-    """The base classes of layers: tf_keras's, and Keras 3's if it was imported."""
+    """The base classes of layers, of Keras 3 too if it was imported."""
     keras = keras3()
     return (tf_keras.layers.Layer, *([keras.layers.Layer] if keras else []))
 
 
 def check_tensorflow_2(name: str) -> None:
-    """Raise RuntimeError, for the function or class of a name, where models run in TensorFlow 1 graphs."""
+    """Raise RuntimeError for the function or class `name` if models run in TensorFlow 1 graphs."""
     if not tf.compat.v1.executing_eagerly_outside_functions():
         raise RuntimeError(
             f"{name} needs TensorFlow 2. Received: a program of TensorFlow 1 graphs, as after "

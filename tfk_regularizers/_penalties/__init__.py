@@ -1,4 +1,4 @@
-"""The penalties: one module each, and the tables of all."""
+"""The penalties, one module each, and tables of them."""
 
 from tfk_regularizers._penalties.base import Penalty
 from tfk_regularizers._penalties.elementwise import L1, L1L2, L2, l1_l2
@@ -8,6 +8,6 @@ from tfk_regularizers._penalties.sampled_orthogonal import SampledOrthogonalRegu
 from tfk_regularizers._penalties.soft_orthogonal import SoftOrthogonalRegularizer
 from tfk_regularizers._penalties.sums import Sum
 
-KERAS_PENALTIES: tuple[type[Penalty], ...] = (L1, L2, L1L2, OrthogonalRegularizer)  # tf_keras opens their files
+KERAS_PENALTIES: tuple[type[Penalty], ...] = (L1, L2, L1L2, OrthogonalRegularizer)  # Keras has them too
 NEW_PENALTIES = (SampledOrthogonalRegularizer, SoftOrthogonalRegularizer, GroupLasso, Sum)
 SHORT_NAMES = {"l1": L1, "l2": L2, "l1_l2": l1_l2, "orthogonal_regularizer": OrthogonalRegularizer}

@@ -1,9 +1,9 @@
-"""The arguments of a penalty as attributes: checked whenever they are set, and read at each call."""
+"""The arguments of penalties as attributes, which are checked whenever they are set."""
 
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, Generic, Literal, Protocol, SupportsFloat, TypeAlias, TypeVar, overload
+from typing import Any, Generic, Literal, SupportsFloat, TypeAlias, TypeVar, overload
 
 import numpy as np
 import tensorflow as tf
@@ -13,39 +13,28 @@ from tfk_regularizers._messages import invalid_argument, short_repr
 from tfk_regularizers._penalties.factors import check_factor, factor_value, is_factor_variable
 from tfk_regularizers._tensorflow_internals import is_writing_saved_model
 
-Mode: TypeAlias = Literal["rows", "columns"]
 _Given = TypeVar("_Given")
 _Kept = TypeVar("_Kept")
+Mode: TypeAlias = Literal["rows", "columns"]
+FactorLike: TypeAlias = SupportsFloat | tf.Variable
 READ_IN_GRAPH = "_read_in_graph"
 
 
-class _Scalar(Protocol):
-    """The structural type of a `tf.Variable`, for type checkers."""
-
-    @property
-    def shape(self) -> Any: ...
-
-    @property
-    def dtype(self) -> Any: ...
-
-
-FactorLike: TypeAlias = SupportsFloat | _Scalar
-
-
 class Argument(Generic[_Given, _Kept]):
-    """An argument of a `Penalty`, as an attribute of its class: checked whenever it is set, and saved in the config.
+    """Declares an argument of a `Penalty`, other than its factors, as a class attribute.
 
-    Setting it calls `check`, and the attribute holds what that returns. A change after a graph has read the attribute
-    warns, because traced functions keep the old value.
+    The attribute is checked whenever it is set, and is saved in the config. It holds what `check` returns for the value
+    that was set.
 
     Args:
-        check: A function from the value that is set to the one that is kept. It raises an error for a bad value.
+        check: A function that takes the value and returns the value to keep, or raises an error.
 
     Raises:
-        AttributeError: When read, if `__init__` has not set it.
+        AttributeError: When read: if `__init__` has not set it.
 
     Warns:
-        UserWarning: When set to another value after a graph, such as the training step of a model, has read it.
+        UserWarning: When set to another value after a graph, such as a traced training step, has read it: the graph
+            keeps the old value.
 
     >>> import tensorflow as tf
     >>> class PowerSum(Penalty):
@@ -64,6 +53,7 @@ class Argument(Generic[_Given, _Kept]):
 
     def __init__(self, check: Callable[[Any], _Kept]) -> None:
         self.check = check
+        self.__doc__ = ""  # otherwise `help` repeats the docstring of this class for each argument
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.owner, self.name = owner, name
@@ -88,7 +78,7 @@ class Argument(Generic[_Given, _Kept]):
         return value
 
     def __set__(self, instance: Any, value: _Given) -> None:
-        # A subclass with a `__call__` of its own may keep what it likes here, as in tf_keras.
+        # A subclass with a `__call__` of its own may store anything here, as in tf_keras.
         is_overridden = "__call__" in vars(self.owner) and type(instance).__call__ is not self.owner.__call__
         values, kept = vars(instance), value if is_overridden else self.check(value)
         old = values.get(self.name)
@@ -97,8 +87,8 @@ class Argument(Generic[_Given, _Kept]):
             warnings.warn(
                 f"`{self.name}` of a regularizer {type(instance).__name__} was changed after a graph had read it. "
                 "Functions traced before keep the old value. For the training step of a model, call `compile` or "
-                "`set_regularizers` again; for a `tf.function` of your own, make it again. Or let the factor be a "
-                "`tf.Variable(..., trainable=False)`, or use the callback `RegularizationScheduler`.",
+                "`set_regularizers` again; create a `tf.function` of your own again. Or use a "
+                "`tf.Variable(..., trainable=False)` as the factor, or the callback `RegularizationScheduler`.",
                 stacklevel=2,
             )
             del values[READ_IN_GRAPH]
@@ -106,16 +96,16 @@ class Argument(Generic[_Given, _Kept]):
 
 
 class Factor(Argument[FactorLike, float]):
-    """A factor of a `Penalty`, as an attribute of its class: a finite number, or a variable read at each call.
+    """Declares a factor of a `Penalty` as a class attribute. It holds a number or a variable.
 
-    A number is kept as a Python float, and a step that is already traced keeps the number it was traced with. A scalar
-    floating `tf.Variable(..., trainable=False)` is read at each call, inside traced and compiled functions too:
-    `assign` takes effect at the next step. Files, copies and pickles hold its current number, which has to be finite
-    then, and no variable. Checkpoints hold it only if it is given to them: `tf.train.Checkpoint(model=model,
-    l2=variable)`.
+    - A finite number is kept as a Python float. A traced training step keeps the number that it was traced with: a
+      warning says so if you change it later.
+    - A scalar floating `tf.Variable(..., trainable=False)` is read at each call, in traced and compiled functions too,
+      so `assign` takes effect in the next step. Saved models, copies and pickles hold its current number instead of the
+      variable. For a checkpoint, pass the variable yourself: `tf.train.Checkpoint(model=model, l2=variable)`.
 
     Raises:
-        ValueError: When set, if the value is neither; when saved or copied, if a variable holds no finite number.
+        ValueError: When set: if the value is neither. When saved or copied: if the number of a variable is not finite.
 
     >>> import tensorflow as tf
     >>> penalty = L2(tf.Variable(0.5, trainable=False))
@@ -132,18 +122,18 @@ class Factor(Argument[FactorLike, float]):
 def argument_names(cls: type, kind: type = Argument) -> list[str]:
     """The names of the arguments, or of the factors, of a class and its bases."""
     found = [name for base in reversed(cls.__mro__) for name, value in vars(base).items() if isinstance(value, kind)]
-    return list(dict.fromkeys([*found, *getattr(cls, "factor_names", ())]))  # which classes for version 0.2 have
+    return list(dict.fromkeys([*found, *getattr(cls, "factor_names", ())]))  # of classes written for version 0.2
 
 
 def saved_value(penalty: Any, name: str, value: Any) -> Any:
-    """An attribute of a penalty as files and copies hold it: a variable as a factor by its number."""
+    """The value of an attribute in files and copies: for a variable factor, its number."""
     if not is_factor_variable(value) or name not in argument_names(type(penalty), Factor):
         return value
     number = factor_value(value)
     if not math.isfinite(number):
         raise ValueError(
-            f"The factor `{name}` of {type(penalty).__name__} is {number}, which a file or a copy cannot hold. "
-            f"Expected a finite number. Assign one, or save the weights only. Received: {name}={short_repr(value)}"
+            f"The factor `{name}` of {type(penalty).__name__} is {number}, which cannot be saved or copied. "
+            f"Expected a finite number. Assign one, or save only the weights. Received: {name}={short_repr(value)}"
         )
     return number
 

@@ -16,12 +16,12 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def without_autograph(function: _Function) -> _Function:
-    """`do_not_convert` of TensorFlow, which type checkers see through."""
+    """TensorFlow's `do_not_convert`, with types."""
     return tf.autograph.experimental.do_not_convert(function)  # type: ignore[no-any-return]
 
 
 def penalty_method(call: _Function) -> _Function:
-    """A `__call__` without AutoGraph, whose result Keras 3 can add to the other losses."""
+    """Decorate `__call__`: without AutoGraph, and with a result that Keras 3 can add to other losses."""
 
     @functools.wraps(call)
     def method(self: Any, x: Any) -> Any:
@@ -34,20 +34,20 @@ def penalty_method(call: _Function) -> _Function:
 
 
 class Penalty(*versions.regularizer_bases()):  # type: ignore[misc]
-    """The base class of this package's regularizers, and of your own with checked factors or variables as factors.
+    """The base class of the penalties, and of penalties of your own.
 
-    A subclass declares a `Factor` for each factor, and an `Argument` for anything else that its constructor takes, sets
-    them in `__init__` and returns the penalty of a tensor from `__call__`. Factors are checked, and may be variables
-    that are read at each call; `repr`, `get_config`, copies and files work; and penalties can be added, as in
-    `L2(0.1) + Frobenius(0.1)`.
+    In a subclass, declare each factor as a `Factor` and any other argument of the constructor as an `Argument`, set
+    them in `__init__`, and return the penalty of a tensor from `__call__`. The class then has checked arguments,
+    factors that may be variables, `repr`, `get_config`, copies, and sums such as `L2(0.1) + Frobenius(0.1)`.
 
-    To save models with it, register the class, as with any Keras object. If `__call__` has no `if` or loop on a
-    tensor, decorate it with `tf.autograph.experimental.do_not_convert`: then tracing takes milliseconds, without
-    AutoGraph. A plain subclass of the `Regularizer` of tf_keras or Keras 3 works as well, in sums too.
+    To save models with it, register the class, as any Keras object. If `__call__` has no `if` or loop that depends on a
+    tensor, decorate it with `tf.autograph.experimental.do_not_convert` for faster tracing.
+
+    Plain subclasses of `Regularizer` of tf_keras or Keras 3 work as well.
 
     Raises:
-        NotImplementedError: When called, if the subclass has no `__call__`; from `get_config`, if the constructor
-            takes an argument that is neither a `Factor` nor an `Argument` and there is no `get_config` of its own.
+        NotImplementedError: When called: if the subclass has no `__call__`. From `get_config`: if the constructor takes
+            an argument that is not declared, and the class has no `get_config` of its own.
 
     >>> import tensorflow as tf, tf_keras
     >>> @tf_keras.utils.register_keras_serializable("my_package")
@@ -73,7 +73,7 @@ class Penalty(*versions.regularizer_bases()):  # type: ignore[misc]
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the arguments of the constructor and their values, as a dict that JSON can hold."""
+        """Returns the arguments of the constructor as a dict."""
         unsaved = _unsaved_arguments(type(self))
         if unsaved:
             raise NotImplementedError(
@@ -84,7 +84,7 @@ class Penalty(*versions.regularizer_bases()):  # type: ignore[misc]
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
-        """Returns the penalty that a config stands for: the inverse of `get_config`."""
+        """Returns the penalty that a config describes."""
         return cls(**config)
 
     def __repr__(self) -> str:
@@ -92,15 +92,15 @@ class Penalty(*versions.regularizer_bases()):  # type: ignore[misc]
         return f"{type(self).__name__}({', '.join(f'{name}={factor_repr(value)}' for name, value in values.items())})"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """For `copy` and `pickle`: the state with numbers in the place of variables as factors."""
+        # Copies and pickles hold numbers instead of variables.
         reduced = super().__reduce_ex__(protocol)
-        if len(reduced) < 3 or not isinstance(reduced[2], dict):  # of a subclass that has its own way
+        if len(reduced) < 3 or not isinstance(reduced[2], dict):  # a subclass may have its own `__reduce__`
             return reduced
         state = {name: saved_value(self, name, value) for name, value in reduced[2].items() if name != READ_IN_GRAPH}
         return (*reduced[:2], state, *reduced[3:])
 
     def __add__(self, other: Callable[[Any], Any]) -> "Penalty":
-        from tfk_regularizers._penalties.sums import add  # which imports this module
+        from tfk_regularizers._penalties.sums import add  # here, because it imports this module
 
         return add(self, other)
 
@@ -111,10 +111,10 @@ class Penalty(*versions.regularizer_bases()):  # type: ignore[misc]
 
 
 def _unsaved_arguments(cls: Any) -> list[str]:
-    """The constructor's arguments that the config lacks. Subclasses of L1 and the like are saved as in tf_keras."""
+    """The arguments of the constructor that are not in the config. Subclasses of L1 etc. are saved as in tf_keras."""
     if any(base.__module__.split(".")[0] == "tfk_regularizers" and base is not Penalty for base in cls.__mro__):
         return []
-    if cls.get_config is not Penalty.get_config:  # it calls this one, and adds to it
+    if cls.get_config is not Penalty.get_config:  # which extends this one
         return []
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(cls).parameters.values()

@@ -20,27 +20,25 @@ _SomeL2 = TypeVar("_SomeL2", bound="L2")
 
 
 class L1(Penalty):
-    """Pulls weights to zero, small ones as hard as large ones: adds `l1 * sum(abs(x))` to the loss.
+    r"""Penalizes the absolute values of weights: adds `l1 * sum(abs(x))` to the loss.
 
-    Formula: `l1 * Σ|x|` over all elements of a tensor of any shape, ragged ones included. Gradient: `l1 * sign(x)`, 0
-    at 0.
+    $$l_1 \sum_i |x_i|$$
 
-    Weights get close to zero, not exactly zero: the steps of Keras's optimizers overshoot. For exact zeros, set small
-    weights to zero after training, as `examples/anneal_l1.py` does. For whole units see `GroupLasso`.
+    The sum is over all elements of x, which may have any shape. The gradient is `l1 * sign(x)`, with `sign(0) = 0`. The
+    string `"l1"` means `L1(l1=0.01)`.
 
-    May be passed to a layer as the string `"l1"`, which means `L1(l1=0.01)`.
-
-    Differs from Keras's own: the factor stays a Python float, float16 and bfloat16 are summed in float32 and give a
-    float32 result, and large sums keep their digits under XLA.
+    Small weights are pulled towards zero as strongly as large ones, so many of them end up close to zero. They do not
+    become exactly zero, because the steps of Keras's optimizers overshoot. For exact zeros, set small weights to zero
+    after training, as `examples/anneal_l1.py` does. To remove whole units, use `GroupLasso`.
 
     Args:
-        l1: The factor of the penalty, a finite number or a variable: see `Factor`. `None` means the default, 0.01. A
-            negative factor rewards large weights, as in tf_keras. It may be changed; see `Factor` for traced steps.
-        **kwargs: `l`, the name that `l1` had in old versions of Keras.
+        l1: The factor, a finite number or a variable: see `Factor`. A negative factor rewards large weights. `None`
+            means the default, 0.01.
+        kwargs: `l`, the name of `l1` in old versions of Keras.
 
     Raises:
-        ValueError: If `l1` is not a finite number; when saved or copied, if it is a variable without one.
-        TypeError: If there is another keyword argument; when called, if x is not of a floating or complex dtype.
+        ValueError: If `l1` is not a finite number.
+        TypeError: If there is any other keyword argument. When called: if x is not of a floating or complex dtype.
 
     >>> L1(0.5)
     L1(l1=0.5)
@@ -63,35 +61,23 @@ class L1(Penalty):
 
 
 class L2(Penalty):
-    """Keeps weights small: adds `l2 * sum(square(x))` to the loss.
+    r"""Penalizes the squares of weights: adds `l2 * sum(square(x))` to the loss.
 
-    Formula: `l2 * Σx²` over all elements of a tensor of any shape (`|x|²` for complex ones). Gradient: `2 * l2 * x`.
+    $$l_2 \sum_i x_i^2$$
 
-    As the `embeddings_regularizer` of a large table it costs more than the rest of a step: all rows are read, and all
-    are updated, where the step would touch only those that were looked up (`examples/embedding_table.py`). An
-    `activity_regularizer` of the `Embedding` penalizes just these, each as often as it occurs, and divides by the size
-    of the batch, as tf_keras does with any activity penalty.
-
-    May be passed to a layer as the string `"l2"`, which means `L2(l2=0.01)`.
-
-    Differs from Keras's own: the factor stays a Python float, complex and ragged tensors work, float16 and bfloat16 are
-    summed in float32 and give a float32 result, and large sums keep their digits under XLA.
+    The sum is over all elements of x, which may have any shape (of `|x|²` for complex x). The gradient is `2 * l2 * x`.
+    The string `"l2"` means `L2(l2=0.01)`.
 
     Args:
-        l2: The factor of the penalty, a finite number or a variable: see `Factor`. `None` means the default, 0.01.
-        **kwargs: `l`, the name that `l2` had in old versions of Keras.
+        l2: The factor, a finite number or a variable: see `Factor`. `None` means the default, 0.01.
+        kwargs: `l`, the name of `l2` in old versions of Keras.
 
     Raises:
         ValueError: If `l2` is not a finite number.
-        TypeError: If there is another keyword argument; when called, if x is not of a floating or complex dtype.
+        TypeError: If there is any other keyword argument. When called: if x is not of a floating or complex dtype.
 
-    >>> L2(0.5)
-    L2(l2=0.5)
     >>> float(L2(0.5)([[1.0, -2.0], [0.0, 3.0]]))
     7.0
-
-    References:
-        Hoerl and Kennard, "Ridge Regression: Biased Estimation for Nonorthogonal Problems", 1970.
     """
 
     l2: Factor = Factor()
@@ -106,30 +92,13 @@ class L2(Penalty):
 
     @classmethod
     def from_weight_decay(cls: type[_SomeL2], decay: SupportsFloat) -> _SomeL2:
-        """Returns the `L2` whose gradient is `decay * x`, which is `L2(decay / 2)`.
+        """Returns the `L2` whose gradient is `decay * x`, for a finite number `decay`: `L2(decay / 2)`.
 
-        `l2 * Σx²` has the gradient `2 * l2 * x`: hence the factor of two. An SGD step of learning rate η takes the
-        weights to `(1 - η * decay) * x` before the data's gradient is subtracted, as
-        `torch.optim.SGD(lr=η, weight_decay=decay)` does, momentum included.
-
-        It equals *decoupled* weight decay (AdamW, `weight_decay=` of a Keras optimizer) only under plain SGD: an
-        adaptive optimizer divides the penalty's gradient by the size of past gradients, so weights with large gradients
-        decay less. Both shrink with the learning rate: the weights decay by η times `decay`.
-
-        Args:
-            decay: A finite number, the share of a weight that a step of learning rate 1 removes.
-
-        Returns:
-            An `L2`.
-
-        Raises:
-            ValueError: If `decay` is not a finite number.
+        With plain SGD it equals weight decay. With adaptive optimizers it differs from decoupled weight decay, as in
+        AdamW (Loshchilov and Hutter, 2019): weights with large gradients decay less.
 
         >>> L2.from_weight_decay(1e-4)
         L2(l2=5e-05)
-
-        References:
-            Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019.
         """
         if hasattr(decay, "assign"):
             raise invalid_argument("decay", "a finite number", decay)
@@ -137,23 +106,23 @@ class L2(Penalty):
 
 
 class L1L2(Penalty):
-    """Adds `l1 * sum(abs(x)) + l2 * sum(square(x))` to the loss (the elastic net).
+    r"""Penalizes absolute values and squares: adds `l1 * sum(abs(x)) + l2 * sum(square(x))` to the loss.
 
-    Formula: `l1 * Σ|x| + l2 * Σx²` over all elements of a tensor of any shape. Gradient: `l1 * sign(x) + 2 * l2 * x`,
-    with `sign(0) = 0`. A factor that is the number 0 leaves its term out.
+    $$l_1 \sum_i |x_i| + l_2 \sum_i x_i^2$$
 
-    The string `"l1_l2"` means `L1L2(l1=0.01, l2=0.01)`. The string `"L1L2"` means `L1L2()`, which does nothing.
+    This is the elastic net. The sums are over all elements of x, which may have any shape. The gradient is `l1 *
+    sign(x) + 2 * l2 * x`, with `sign(0) = 0`. If a factor is the number 0, its term is not computed.
 
-    Differs from Keras's own: as for `L1` and `L2`.
+    The string `"l1_l2"` means `L1L2(l1=0.01, l2=0.01)`. The string `"L1L2"` means `L1L2()`, which penalizes nothing.
 
     Args:
-        l1: The factor of the sum of absolute values, a finite number or a variable: see `Factor`. `None` means the
-            default, 0.0.
-        l2: The factor of the sum of squares, likewise.
+        l1: The factor of the absolute values, a finite number or a variable: see `Factor`. `None` means the default,
+            0.0.
+        l2: The factor of the squares, likewise.
 
     Raises:
         ValueError: If `l1` or `l2` is not a finite number.
-        TypeError: When called, if x is not of a floating or complex dtype.
+        TypeError: When called: if x is not of a floating or complex dtype.
 
     >>> L1L2(l1=0.5, l2=0.25)
     L1L2(l1=0.5, l2=0.25)
@@ -186,11 +155,8 @@ def l1_l2(l1: FactorLike | None = 0.01, l2: FactorLike | None = 0.01) -> L1L2:
     """Returns `L1L2(l1, l2)`, with the defaults that the string `"l1_l2"` stands for.
 
     Args:
-        l1: The factor of the sum of absolute values, a finite number or a variable. Defaults to 0.01.
-        l2: The factor of the sum of squares, likewise. Defaults to 0.01.
-
-    Returns:
-        An `L1L2`.
+        l1: The factor of the absolute values, a finite number or a variable. Defaults to 0.01.
+        l2: The factor of the squares, likewise. Defaults to 0.01.
 
     Raises:
         ValueError: If `l1` or `l2` is not a finite number.
@@ -213,12 +179,12 @@ def half_square_sum(x):
         return half_square_sum(tf.math.real(x)) + half_square_sum(tf.math.imag(x))
     if execution.choose_kernel(x) is Kernel.MATMUL_SUMS:
         return 0.5 * matmul_sum(tf.square(x))
-    return tf.nn.l2_loss(x)  # one pass, without writing the squares, and one for the gradient
+    return tf.nn.l2_loss(x)  # one pass over memory, and one for the gradient
 
 
 def elastic_net_sum(x, l1, l2):
     """l1 Σ|x| + l2 Σ|x|², a scalar of `result_dtype(x)`, in one sum. The numbers l1 and l2 are not both 0."""
-    largest = max(abs(l1), abs(l2))  # applied to the sum: times small elements, small factors would vanish
+    largest = max(abs(l1), abs(l2))  # scales the sum, because small factors times small elements could underflow
     l1, l2 = l1 / largest, l2 / largest
     return largest * _sum(
         x,
@@ -228,7 +194,7 @@ def elastic_net_sum(x, l1, l2):
 
 
 def _sum(x, terms, gradient):
-    """The sum of `terms(x)`, whose gradient is `gradient(x, upstream)`, by the kernel that suits x."""
+    """The sum of `terms(x)`, with the gradient `gradient(x, upstream)`, by the kernel chosen for x."""
     kernel = execution.choose_kernel(x)
     in_cluster = kernel is Kernel.XLA_CLUSTER
     by_matmul = kernel is Kernel.MATMUL_SUMS or (in_cluster and execution.XLA_SUMS_SEQUENTIALLY)
@@ -250,7 +216,7 @@ def _sum(x, terms, gradient):
 
 
 def _pop_legacy_l(kwargs, name, value):
-    """The factor, which old versions of Keras call `l`."""
+    """The factor, which is called `l` in old versions of Keras."""
     value = kwargs.pop("l", value)
     if kwargs:
         raise TypeError(f"{name} has no argument {', '.join(map(short_repr, kwargs))}. Its factor is `{name.lower()}`.")

@@ -1,4 +1,4 @@
-"""Which computation suits a tensor: by its size, its device, and whether a graph, XLA or eager mode runs it."""
+"""Choose how to compute a penalty: by size and device, and whether eager mode, a graph or XLA runs it."""
 
 import enum
 from typing import NamedTuple
@@ -9,8 +9,8 @@ from tfk_regularizers._penalties.reductions import size
 from tfk_regularizers._tensorflow_internals import has_tangent, is_compiled_by_xla, is_recorded
 
 TENSORFLOW = tuple(map(int, tf.__version__.split(".")[:2]))
-# XLA of TensorFlow 2.19 to 2.21 sums on one CPU core, one element after the other. When 2.22 is the oldest supported
-# version, delete this, `Kernel.MATMUL_SUMS`, `matmul_sum` and what uses them.
+# XLA of TensorFlow 2.19 to 2.21 sums on one CPU core, element by element. When 2.22 is the oldest supported version,
+# delete this, `Kernel.MATMUL_SUMS`, `matmul_sum` and their uses.
 XLA_SUMS_SEQUENTIALLY = (2, 19) <= TENSORFLOW < (2, 22)
 
 # Measured on two CPU cores by examples/benchmark.py. In eager mode a custom gradient costs 60 µs, as much as a whole
@@ -19,8 +19,8 @@ XLA_SUMS_SEQUENTIALLY = (2, 19) <= TENSORFLOW < (2, 22)
 CUSTOM_GRADIENT_IN_EAGER_FROM = 2**18
 XLA_CLUSTER_IN_GRAPH_FROM = 2**23
 
-# Elements of a matrix or of its Gram matrix. At 64 x 64 blocks take three times as long in eager mode, at 1024 x 1024
-# as long.
+# Elements of a matrix or of its Gram matrix. In eager mode, blocks take three times as long at 64 x 64, and equally
+# long at 1024 x 1024.
 SINGLE_GRAM_UP_TO = 2**20
 
 
@@ -28,7 +28,7 @@ class Kernel(enum.Enum):
     """The ways to compute an elementwise sum and its gradient."""
 
     PLAIN = "operations that TensorFlow differentiates"
-    MATMUL_SUMS = "the same, but sums as matrix products with ones"
+    MATMUL_SUMS = "the same, with sums as matrix products with ones"
     CUSTOM_GRADIENT = "a custom gradient, which saves passes over memory"
     XLA_CLUSTER = "a custom gradient whose operations in a graph are compiled by XLA"
 
@@ -53,13 +53,13 @@ def supports_custom_gradients(x):
 
 
 def prefers_single_gram(x):
-    """Whether the matrix x has pairs of rows, but is so small that the number of operations is what costs."""
+    """Whether the matrix x has pairs of rows, but is so small that fewer operations are faster than blocks."""
     rows, columns = map(tf.compat.dimension_value, x.shape)
     return rows is not None and columns is not None and rows >= 2 and rows * max(rows, columns) <= SINGLE_GRAM_UP_TO
 
 
 def detach_from_eager_tape(x):
-    """x for the inside of a custom gradient, which an eager tape would record as well. A graph's tape does not."""
+    """x for use inside a custom gradient, which an eager tape would otherwise record. A graph's tape does not."""
     return tf.stop_gradient(x) if tf.executing_eagerly() else x
 
 
@@ -69,13 +69,13 @@ def capture_in_current_graph(x):
 
 
 def is_in_current_graph(x):
-    """Whether x is a tensor of the current graph, and not of one around it."""
+    """Whether x is a tensor of the current graph, and not of an outer one."""
     return not tf.executing_eagerly() and getattr(x, "graph", None) is tf.compat.v1.get_default_graph()
 
 
 # Measured by .ci/orthogonality.py. On two CPU cores one block is fastest up to 1024 rows, and two take as long as a
-# loop up to 4096, with less memory; above, larger blocks pass over the rows less often and smaller ones stay in the
-# cache. On an accelerator products are cheap and passes over memory are not: one block while it needs no more memory
+# loop up to 4096, with less memory; above, larger blocks read the rows less often and smaller ones stay in the cache.
+# On an accelerator, products are cheap and passes over memory are not: one block as long as it needs no more memory
 # than the built-in, then few. (3 * 2**24 entries are 200 MB.)
 class _Blocking(NamedTuple):
     """How orthogonality cuts the rows of a matrix into blocks, by default on a CPU."""
@@ -103,18 +103,18 @@ def block_count(x, with_gradient):
         return 1
     if with_gradient and rows <= min(blocking.halves_rows, 4 * columns):
         return 2
-    rows_met = rows // 2 if with_gradient else rows  # by a block at a time: the gradient is symmetric
+    rows_met = rows // 2 if with_gradient else rows  # by one block: with the gradient, pairs are computed once
     block_rows = min(max(blocking.gram_entries // rows_met, blocking.min_rows), blocking.max_rows, rows // 2)
     return _odd_count(rows, block_rows)
 
 
 def _odd_count(rows, block_rows):
-    """An odd number of blocks of about so many rows."""
+    """An odd number of blocks, of about `block_rows` rows each."""
     return rows // block_rows // 2 * 2 + 1
 
 
 def block_row_multiple(x):
-    """The number that the rows of a block of x are a multiple of, if there are several blocks."""
+    """The number of rows of a block is rounded up to this multiple, if there are several blocks."""
     return _blocking(x).row_multiple
 
 
@@ -123,7 +123,7 @@ def _blocking(x):
 
 
 def on_cpu(x):
-    """Whether operations on x run on a CPU, by the device that is set or by those of the machine."""
+    """Whether operations on x run on a CPU, according to its device or to the devices of the machine."""
     device = getattr(x, "device", "") if tf.executing_eagerly() else tf.no_op().device or x.device
     if device:
         return tf.DeviceSpec.from_string(device).device_type in ("CPU", None)

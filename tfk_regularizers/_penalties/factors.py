@@ -12,7 +12,7 @@ from tfk_regularizers._messages import invalid_argument, short_repr
 
 
 def check_factor(argument: str, value: Any) -> Any:
-    """The value as a Python float, or itself if it is a variable that may serve as a factor."""
+    """The value as a Python float, or unchanged if it is a suitable variable."""
     if callable(value) and not isinstance(value, tf_keras.regularizers.Regularizer):
         expected = "a finite number; for a schedule use `fit(callbacks=[RegularizationScheduler(schedule)])`"
         raise invalid_argument(argument, expected, value)
@@ -41,7 +41,7 @@ def to_finite_float(argument: str, value: Any) -> float:
 
 
 def is_factor_variable(value: Any) -> bool:
-    """Whether the value is a variable of the kind that may serve as a factor."""
+    """Whether the value is a scalar floating variable that is not trainable."""
     return isinstance(value, tf.Variable) and value.shape == () and value.dtype.is_floating and not value.trainable
 
 
@@ -54,7 +54,7 @@ def factor_value(factor: Any) -> float:
 
 
 def factor_repr(value: Any) -> str:
-    """What a penalty's repr shows for an attribute: a variable with its number."""
+    """The repr of an attribute of a penalty; that of a variable shows its number."""
     try:
         return f"<variable: {factor_value(value)}>" if isinstance(value, tf.Variable) else short_repr(value)
     except Exception:

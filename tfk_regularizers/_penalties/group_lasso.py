@@ -15,37 +15,35 @@ from tfk_regularizers._penalties.shards import resolve_shards, shard_list
 
 
 class GroupLasso(Penalty):
-    """Pulls whole units to zero, for pruning them: adds the lengths of the columns (or rows) of a kernel.
+    r"""Penalizes the norms of columns (or rows), which drives whole units towards zero so that they can be pruned.
 
-    Formula: `factor * sqrt(d) * Σᵢ ‖xᵢ‖₂`, where the xᵢ are the columns (or rows) of the matrix x, and d is the number
-    of elements in each: so groups of kernels of different shapes are pulled alike. Gradient:
-    `factor * sqrt(d) * xᵢ / ‖xᵢ‖₂`, 0 at a zero group, so a zero group stays where it is. A group whose
-    squares all vanish (elements below 1e-19 in float32) counts as zero. One whose squares overflow (elements above
-    1e19) makes the penalty infinite, and has gradient 0.
+    $$\text{factor} \cdot \sqrt{d} \; \sum_j \|x_j\|_2$$
 
-    A kernel of more than two axes is taken as the matrix (product of all axes but the last, last axis), as by
-    `OrthogonalRegularizer`, whose table says what columns and rows are for each layer: `mode="columns"` stands for the
-    units of a `Dense` layer and the filters of a convolution, `mode="rows"` for the inputs of a `Dense` layer and the
-    tokens of an `Embedding`.
+    The x_j are the columns (or rows) of the matrix x, and d is the number of elements of each, so that kernels of
+    different shapes are penalized alike. The gradient is `factor * sqrt(d) * x_j / norm(x_j)`, and 0 where a column is
+    zero.
 
-    Gradient steps take a group close to zero and across it, but rarely onto it: cut short groups after training, as
-    below. `examples/prune_units.py` makes the smaller model that remains.
+    A kernel with more than two axes is reshaped to a matrix whose columns are its last axis. `mode="columns"` penalizes
+    the units of a `Dense` layer and the filters of a convolution, `mode="rows"` the inputs of a `Dense` layer and the
+    tokens of an `Embedding`. The table of `OrthogonalRegularizer` lists other layers.
 
-    A parameter server strategy partitions variables by rows. With `mode="columns"` the penalty of the first shard is
-    that of the whole variable, by the sums of squares of all shards, and that of the others is 0. With `mode="rows"`
-    each shard has the penalty of its rows.
+    Training brings a column close to zero, but rarely to exactly zero: the example below sets small columns to zero,
+    and `examples/prune_units.py` removes them. In float32, a column counts as zero if all its elements are below 1e-19;
+    with elements above 1e19 the penalty is infinite.
 
-    Keras has no such class. It is registered as `tfk_regularizers>GroupLasso`, and a file that contains one opens
-    only where this package is imported. float16 and bfloat16 are summed in float32 and give a float32 result.
+    If a parameter server strategy partitions the variable, `mode="columns"` returns the whole penalty for the first
+    shard and 0 for the others. float16 and bfloat16 are summed in float32, and the result is float32.
+
+    Keras has no such class: a model that was saved with it loads only where tfk_regularizers is imported.
 
     Args:
-        factor: The factor of the penalty, a finite number or a variable: see `Factor`. Defaults to 0.01.
-        mode: `"columns"` or `"rows"`, the groups. Defaults to `"columns"`.
+        factor: The factor, a finite number or a variable: see `Factor`. Defaults to 0.01.
+        mode: `"columns"` or `"rows"`. Defaults to `"columns"`.
 
     Raises:
-        ValueError: If `factor` is not a finite number or `mode` is neither of the two; when called, if x has fewer than
-            two axes.
-        TypeError: When called, if x is not of a floating dtype.
+        ValueError: If `factor` is not a finite number, or if `mode` is invalid. When called: if x has fewer than two
+            axes.
+        TypeError: When called: if x is not of a floating dtype.
 
     >>> import numpy as np, tf_keras
     >>> GroupLasso(factor=0.5)
@@ -53,13 +51,13 @@ class GroupLasso(Penalty):
     >>> float(GroupLasso(factor=1.0)([[3.0, 0.0], [4.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
     10.0
 
-    Of a trained layer, the units whose weights are short beside the longest:
+    After training, set the units to zero whose norm is below 1 % of the largest:
 
     >>> layer = tf_keras.layers.Dense(3)
     >>> layer.build((None, 2))
     >>> layer.set_weights([np.array([[3.0, 1e-4, 0.0], [4.0, 2e-4, 5.0]]), np.ones(3)])
-    >>> lengths = np.linalg.norm(layer.kernel, axis=0)
-    >>> kept = lengths > 0.01 * lengths.max()
+    >>> norms = np.linalg.norm(layer.kernel, axis=0)
+    >>> kept = norms > 0.01 * norms.max()
     >>> layer.set_weights([weight * kept for weight in layer.get_weights()])  # kernel and bias
     >>> layer.kernel.numpy().tolist()
     [[3.0, 0.0, 0.0], [4.0, 0.0, 5.0]]

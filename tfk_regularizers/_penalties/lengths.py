@@ -1,4 +1,4 @@
-"""The L2 lengths of the rows or columns of a matrix."""
+"""The L2 norms ("lengths") of the rows or columns of a matrix."""
 
 import functools
 import math
@@ -13,32 +13,31 @@ from tfk_regularizers._tensorflow_internals import is_compiled_by_xla
 # Longer slices are summed in blocks. On a CPU the blocks of a column stay in the cache: faster from 1024 rows on.
 _LONG = 4096
 _LONG_COLUMN_ON_CPU = 1024
-# From 2.22 on XLA sums in blocks itself, and has a kernel for `reduce_euclidean_norm`. Earlier versions lack it, and a
-# function that is traced without XLA may be compiled by XLA later.
+# Since 2.22, XLA sums in blocks itself and supports `reduce_euclidean_norm`. Earlier versions do not, and a function
+# that is traced without XLA may be compiled by XLA later.
 _HAS_NORM_UNDER_XLA = execution.TENSORFLOW >= (2, 22)
 _SUMS = functools.partial(tf.reduce_sum, keepdims=True)
 _NORMS = functools.partial(tf.math.reduce_euclidean_norm, keepdims=True)  # one pass over memory
 
 
 def lengths(x, axis):
-    """The L2 lengths of the slices of a matrix along an axis, which is kept with size 1. Half precision gives float32.
+    """The L2 norms of the rows (axis 1) or columns (axis 0) of a matrix, of size 1 in this axis, float32 for halves.
 
-    The gradient is the slice divided by its length, and 0 for a slice of zeros. It reads the lengths as they are
-    returned, through which it can be differentiated again.
+    The gradient is the slice divided by its length, and 0 for a slice of zeros. It uses the returned lengths, so it can
+    be differentiated again.
     """
-    if not execution.supports_custom_gradients(x):  # forward mode would lose the custom gradient
+    if not execution.supports_custom_gradients(x):  # forward mode would ignore the custom gradient
         return _differentiable_lengths(promote_half(x), axis)
-    returned = []
 
     @tf.custom_gradient
     def differentiable(x):
         def gradient(upstream):
-            return tf.cast(promote_half(x) * tf.math.divide_no_nan(upstream, returned[0]), x.dtype)
+            return tf.cast(promote_half(x) * tf.math.divide_no_nan(upstream, result), x.dtype)
 
         return _lengths(promote_half(execution.detach_from_eager_tape(x)), axis), gradient
 
-    returned.append(differentiable(execution.capture_in_current_graph(x)))
-    return returned[0]
+    result = differentiable(execution.capture_in_current_graph(x))
+    return result
 
 
 def _lengths(x, axis):
@@ -56,14 +55,14 @@ def _differentiable_lengths(x, axis):
 
 
 def squared_lengths(x, axis):
-    """Sums of squares along an axis of a matrix, which is kept with size 1."""
+    """Sums of squares along an axis of a matrix, of size 1 in this axis."""
     sums = _matmul_sums if execution.choose_kernel(x) is Kernel.MATMUL_SUMS else _SUMS
     return reduce_in_blocks(sums, tf.square(x), axis, _longest_unblocked(x, axis))
 
 
 def _longest_unblocked(x, axis):
     """The number of elements above which a slice is summed in blocks."""
-    if _HAS_NORM_UNDER_XLA and is_compiled_by_xla():  # XLA has blocks of its own
+    if _HAS_NORM_UNDER_XLA and is_compiled_by_xla():  # XLA sums in blocks itself
         return math.inf
     return _LONG_COLUMN_ON_CPU if axis == 0 and execution.on_cpu(x) else _LONG
 

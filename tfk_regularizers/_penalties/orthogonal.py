@@ -1,30 +1,29 @@
-"""The mathematics of orthogonality: the mean absolute cosine between the rows of a matrix, in bounded memory.
+"""Orthogonality: the mean absolute cosine between the rows of a matrix, in bounded memory.
 
 With u the n x d matrix of normalized rows and G = u uᵀ its Gram matrix, the penalty is P = Σ_{i≠j} |Gᵢⱼ| / (n (n - 1)).
 
 *Gradient.* Let S = sign(G) with a zero diagonal. Then Σ_{i≠j} |Gᵢⱼ| = Σᵢⱼ Sᵢⱼ ⟨uᵢ, uⱼ⟩ = ⟨u, S u⟩. S is constant
-almost everywhere, so this is a quadratic form: its gradient is 2 S u, its Hessian is v ↦ 2 S v, and nothing comes
-after that. Where the gradient is wanted, the value is the inner product of S u with u, and |G| is not needed.
+almost everywhere, so this is a quadratic form: its gradient is 2 S u, its Hessian is v ↦ 2 S v, and all higher
+derivatives are 0. If the gradient is computed, the value is the inner product of S u with u, and |G| is not needed.
 
-*Two halves.* The pairs between the halves of u make one tile of G, which by symmetry serves both halves. With the pairs
-within each half that is 1.75 F (counted as below), and no loop.
+*Two halves.* The pairs between the halves of u form one tile of G, which by symmetry is used for both halves. With the
+pairs within each half, this takes 1.75 F (counted as below), without a loop.
 
 *Blocks of rows.* Cut u into an odd number k = 2 h + 1 of blocks of b rows (padded with zero rows, which add nothing).
-Pair each block with itself and with the h blocks after it, counted cyclically: so each pair of blocks meets once.
+Pair each block with itself and with the h blocks after it, cyclically: so each pair of blocks occurs once.
 
-- *The product S v* takes one block i after the other, its tile being T = sign(u_after u_iᵀ), h b x b. By symmetry T
-  serves twice: row block i of the product receives Tᵀ v_after, the h blocks after it receive T v_i. What they have
-  received so far travels along in a window, whose first block is complete when its turn comes; what has gone around
-  is left in the window at the end, and belongs to the first blocks.
-- *The value without its gradient* needs no window. It takes all blocks at once, step s = 1 .. h pairing each with the
-  one s after it.
+- *The product S v* is computed one block i at a time, with the tile T = sign(u_after u_iᵀ) of h b x b. By symmetry T is
+  used twice: block i of the product receives Tᵀ v_after, and the h blocks after it receive T v_i. A window holds the
+  partial sums of these h blocks. Its first block is complete when the loop reaches it; at the end, the window holds
+  the sums that belong to the first blocks.
+- *The value without the gradient* needs no window. Step s = 1 .. h pairs every block with the one s places after it.
 
-Count in F = n² d, the multiply-adds of the whole Gram matrix. Half of the pairs are 0.5 F for G, and 0.5 F each for
-both ways in which T serves: 0.5 F for the value, 1.5 F with the gradient. (Keeping G and letting TensorFlow
-differentiate takes 1 F and 3 F.) One block, h = 0, is the Gram matrix itself: 1 F and 2 F, and no loop.
+Let F = n² d be the multiply-adds of the whole Gram matrix. Half of the pairs take 0.5 F for G, and 0.5 F for each of
+the two uses of T: 0.5 F for the value, and 1.5 F with the gradient. (TensorFlow's own gradient of G takes 1 F and 3 F.)
+One block, h = 0, is the Gram matrix itself: 1 F and 2 F, without a loop.
 
 References: Rabe and Staats, "Self-attention Does Not Need O(n²) Memory", 2021, and Dao et al., "FlashAttention", 2022,
-for gathering what is needed of an n x n matrix of products tile by tile instead of storing it.
+for computing an n x n matrix of products tile by tile instead of storing it.
 """
 
 from typing import Any
@@ -44,57 +43,51 @@ _EPSILON = 1e-12  # as in tf.math.l2_normalize
 
 
 class OrthogonalRegularizer(Penalty):
-    """Pushes the rows (or columns) of a kernel to be orthogonal to each other.
+    r"""Penalizes the cosines between rows (or columns), which makes them orthogonal to each other.
 
-    Formula: `factor` times the mean over all unordered pairs i < j of `|⟨x̂ᵢ, x̂ⱼ⟩|`, where the x̂ are the rows (or
-    columns) of the matrix x divided by their L2 norms, as `tf.math.l2_normalize` does (`x * rsqrt(max(Σx², 1e-12))`).
-    With fewer than two rows there is no pair, and the penalty is 0. Gradient: that of the formula, with `sign(0) = 0`,
-    so a zero row stays where it is; for a row shorter than 1e-6 it is the one of `x * 1e6`.
+    $$\text{factor} \cdot \frac{2}{n (n - 1)} \sum_{i < j} |\langle \hat x_i, \hat x_j \rangle|$$
 
-    If a parameter server strategy has partitioned a variable, the penalty of the first shard is that of the whole
-    variable, which a worker concatenates, and that of the others is 0.
+    The hats mark the n rows (or columns) of the matrix x after division by their L2 norms, as in
+    `tf.math.l2_normalize`. The penalty is the mean of the absolute cosines of all pairs, and zero if there are fewer
+    than two rows. The gradient is that of the formula, with `sign(0) = 0`, and zero for a row of zeros.
 
-    Above 1024 rows, or half of the columns if that is more, the pairs are computed in blocks of rows: in two halves for
-    the gradient of up to 4096 rows and four times the columns, in more blocks otherwise. (On a GPU or a TPU there are
-    blocks above 8192 rows, or twice the columns, and no halves.) Time for n rows of d elements: 0.5 n² d multiply-adds
-    for the value and 1.5 n² d with the gradient; in one block 1 and 2, in two halves 1.75. Peak memory: about
-    n t + 5 n d numbers, with t ≤ 512 rows in a block on a CPU and t ≤ d in a half; it does not grow with n². (In
-    forward mode there is one Gram matrix, and it takes about 3 n².) For a large kernel, `SampledOrthogonalRegularizer`
-    takes a fraction of the time. On a DTensor mesh only L1, L2 and L1L2 work. The losses of a loaded SavedModel have
-    first derivatives only, if there are blocks: TensorFlow does not save custom gradients of gradients.
+    Only directions count, not norms, and every pair is pulled equally, however small its cosine. To pull norms to 1 as
+    well, use `SoftOrthogonalRegularizer`. For large kernels, `SampledOrthogonalRegularizer` takes a fraction of the
+    time.
 
-    A kernel of more than two axes is taken as the matrix (product of all axes but the last, last axis). What is made
-    orthogonal:
+    A kernel with more than two axes is reshaped to a matrix whose columns are its last axis. The vectors that are made
+    orthogonal are:
 
     | layer | kernel | `mode="rows"` | `mode="columns"` |
     |---|---|---|---|
-    | `Dense` | (inputs, units) | the weights that leave an input | the units |
-    | `Embedding` | (tokens, dimensions) | the tokens' vectors | the dimensions |
-    | `Conv1D/2D/3D` | (*size, channels, filters) | what leaves a tap and channel | the filters |
-    | `Conv2D/3DTranspose` | (*size, filters, channels) | what leads to a tap and filter | the input channels |
-    | `DepthwiseConv1D/2D` | (*size, channels, multiplier) | what leaves a tap and channel | the multipliers |
-    | `SeparableConv1D/2D`, depthwise | (*size, channels, multiplier) | the same | the same |
-    | `SeparableConv1D/2D`, pointwise | (1, …, channels * multiplier, filters) | what leaves a channel | the filters |
-    | `SimpleRNN`, `GRU`, `LSTM` | (inputs, gates * units) | the weights that leave an input | the gates of the units |
-    | the same, recurrent | (units, gates * units) | the weights that leave a unit | the gates of the units |
-    | `MultiHeadAttention`, query, key, value | (features, heads, size) | features of a head | the entries of a head |
-    | `MultiHeadAttention`, output | (heads, size, features) | entries of the heads | the output features |
+    | `Dense` | (inputs, units) | outgoing weights of each input | the units |
+    | `Embedding` | (tokens, dimensions) | the tokens | the dimensions |
+    | `Conv1D/2D/3D` | (*size, channels, filters) | each position and channel | the filters |
+    | `Conv2D/3DTranspose` | (*size, filters, channels) | each position and filter | the input channels |
+    | `DepthwiseConv1D/2D` | (*size, channels, multiplier) | each position and channel | the multipliers |
+    | `SeparableConv1D/2D`, depthwise | (*size, channels, multiplier) | each position and channel | the multipliers |
+    | `SeparableConv1D/2D`, pointwise | (1, …, channels * multiplier, filters) | each channel | the filters |
+    | `SimpleRNN`, `GRU`, `LSTM` | (inputs, gates * units) | outgoing weights of each input | each gate's units |
+    | the same, recurrent | (units, gates * units) | outgoing weights of each unit | each gate's units |
+    | `MultiHeadAttention`, query/key/value | (features, heads, size) | each feature and head | the entries of a head |
+    | `MultiHeadAttention`, output | (heads, size, features) | each entry of each head | the output features |
 
-    Choose cosines if only the directions should differ, whatever the lengths, and if small overlaps should go to zero:
-    the scale does not matter, and every pair is pulled alike. `SoftOrthogonalRegularizer` takes squares of inner
-    products, which also pull the lengths to 1.
+    Memory is linear in n: large kernels are computed in blocks of at most 512 rows on a CPU, and in larger ones on a
+    GPU or TPU. For n rows of d elements, the value takes 0.5 to 1 n² d multiply-adds, and 1.5 to 2 n² d with the
+    gradient. Forward-mode differentiation uses n² memory.
 
-    Differs from Keras's own: kernels of more than two axes, single rows and unknown shapes work, float16 and bfloat16
-    are computed in float32 and give a float32 result.
+    If a parameter server strategy partitions the variable, the first shard returns the whole penalty and the others 0.
+    DTensor is not supported. The losses of a loaded SavedModel have no second derivatives where the kernel is computed
+    in blocks.
 
     Args:
-        factor: The factor of the penalty, a finite number or a variable: see `Factor`. Defaults to 0.01.
+        factor: The factor, a finite number or a variable: see `Factor`. Defaults to 0.01.
         mode: `"rows"` or `"columns"`. Defaults to `"rows"`.
 
     Raises:
-        ValueError: If `factor` is not a finite number or `mode` is neither of the two; when called, if x has fewer than
-            two axes.
-        TypeError: When called, if x is not of a floating dtype.
+        ValueError: If `factor` is not a finite number, or if `mode` is invalid. When called: if x has fewer than two
+            axes.
+        TypeError: When called: if x is not of a floating dtype.
 
     >>> OrthogonalRegularizer(factor=0.5, mode="columns")
     OrthogonalRegularizer(factor=0.5, mode='columns')
@@ -127,8 +120,8 @@ class OrthogonalRegularizer(Penalty):
 
 
 def mean_absolute_cosine(x):
-    """Mean over the unordered pairs i < j of |⟨x̂ᵢ, x̂ⱼ⟩|, x̂ the L2-normalized rows of the matrix x; 0 without a pair."""
-    if not execution.supports_custom_gradients(x):  # by operations that forward mode follows at any shape
+    """The mean of |⟨x̂ᵢ, x̂ⱼ⟩| over pairs i < j of the L2-normalized rows x̂ of the matrix x; 0 without a pair."""
+    if not execution.supports_custom_gradients(x):  # forward mode needs plain operations
         u, *_ = _normalize(x)
         gram = tf.matmul(u, u, transpose_b=True)
         cosines = tf.reduce_sum(tf.abs(gram - gram * tf.eye(size(gram, 0), dtype=gram.dtype)))
@@ -141,7 +134,7 @@ def mean_absolute_cosine(x):
 
 
 def _normalize(x):
-    """The rows of x at length 1, the squares of their lengths, and the inverses of their lengths."""
+    """The rows of x divided by their norms, the squares of the norms, and the inverses of the norms."""
     x = promote_half(x)
     squares = tf.reduce_sum(tf.square(x), axis=1, keepdims=True)
     inverse = tf.math.rsqrt(tf.maximum(squares, _EPSILON))
@@ -150,18 +143,18 @@ def _normalize(x):
 
 @tf.custom_gradient
 def _sum_by_single_gram(u):
-    """⟨u, S u⟩ by the whole of G, in few operations: their number is what a small matrix costs."""
+    """⟨u, S u⟩ by the whole of G, in few operations, which is fastest for small matrices."""
     gram = _off_diagonal_gram(u)
     value = tf.abs(gram) if tf.executing_eagerly() else row_sums(tf.abs(gram))
     return tf.reduce_sum(value), lambda upstream: 2.0 * upstream * tf.matmul(tf.sign(gram), u)
 
 
 def _sum_by_blocks(x):
-    """⟨u, S u⟩, right to any order of differentiation in reverse mode.
+    """⟨u, S u⟩, differentiable any number of times in reverse mode.
 
-    What enters a loop is detached from an eager tape, which would record the loop's inside; under XLA what leaves it is
-    detached too, or TensorFlow would differentiate the loop. A gradient is built in a graph of its own, and what the
-    next order reads is captured there. Between value and gradient x is kept, which exists anyway, and not u.
+    Inputs of a loop are detached from eager tapes, which would record the loop; under XLA its outputs are detached too,
+    or TensorFlow would differentiate the loop. A gradient is built in a graph of its own, so tensors for the next order
+    are captured there. Between value and gradient only x is kept, which exists anyway, and not u.
     """
     capture, with_gradient = tf.identity, is_recorded(x)
     count = execution.block_count(x, with_gradient)
@@ -170,7 +163,7 @@ def _sum_by_blocks(x):
 
     def sign_product(u, v, *cached):  # S v: linear in v, constant in u
         @tf.custom_gradient
-        def differentiable(u, v, *cached):  # arguments, or a TensorFlow 1 graph finds the variable behind them
+        def differentiable(u, v, *cached):  # as arguments: TensorFlow 1 graphs would search closures for variables
             product = capture(*cached) if cached else detach(_product(detach(u), detach(v), count)[1])
             return product, lambda w: (tf.zeros_like(u), sign_product(capture(u), w), *(None for _ in cached))
 
@@ -182,12 +175,12 @@ def _sum_by_blocks(x):
         cosines, *cached = map(detach, _product(u, u, count) if with_gradient else [_value(u, count)])
 
         def gradient(upstream):
-            # u is computed when the gradient needs it, and not kept meanwhile.
+            # u is computed again here, and not kept until then.
             with tf.control_dependencies(filter(execution.is_in_current_graph, cached)):
                 wide_x = promote_half(capture(x))
                 u, squares, inverse = _normalize(wide_x)
             by_u = 2.0 * upstream * sign_product(u, u, *cached)
-            radial = row_sums(wide_x * by_u)[:, tf.newaxis] * inverse * inverse * inverse  # changes lengths only
+            radial = row_sums(wide_x * by_u)[:, tf.newaxis] * inverse * inverse * inverse  # the part that changes norms
             return tf.cast(inverse * by_u - tf.where(squares >= _EPSILON, radial, 0.0) * wide_x, x.dtype)
 
         return cosines, gradient
@@ -204,7 +197,7 @@ def _blocks(x, count):
 
 
 def _product(u, v, count):
-    """(⟨u, S v⟩, S v), one block of rows after the other."""
+    """(⟨u, S v⟩, S v), one block of rows at a time."""
     if isinstance(count, int) and count == 2:
         return _product_of_halves(u, v)
     n, d, is_u = size(u, 0), size(u, 1), v is u
@@ -214,7 +207,7 @@ def _product(u, v, count):
         gram = _off_diagonal_gram(u)
         product = tf.matmul(tf.sign(gram), v)
         is_wide = isinstance(d, int) and 1 < rows <= d
-        terms = tf.abs(gram) if is_wide else u * product  # whichever is the smaller
+        terms = tf.abs(gram) if is_wide else u * product  # the smaller of both
         return tf.reduce_sum(row_sums(terms)), tf.reshape(product, [n, d])
     ahead = 1 + tf.range(count // 2)
 
@@ -222,11 +215,11 @@ def _product(u, v, count):
         after = (i + ahead) % count
         own_u, own_v, u_after = u[i], v[i], tf.gather(u, after)
         v_after = u_after if is_u else tf.gather(v, after)
-        # Products of three axes: on a CPU they are faster than those of two with `transpose_b`.
+        # Batched products: on a CPU they are faster than plain ones with `transpose_b`.
         tile = tf.reshape(tf.sign(tf.matmul(u_after, own_u[tf.newaxis], transpose_b=True)), [-1, rows])
         inside = tf.matmul(tf.sign(_off_diagonal_gram(own_u[tf.newaxis])[0]), own_v)
         across = tf.matmul(tile, tf.reshape(v_after, [-1, d]), transpose_a=True)
-        # Gathered, which copies it: a slice of the window, kept in the product, would keep the whole window.
+        # `gather` copies; a slice would keep the whole window in memory.
         product = product.write(i, tf.gather(window, 0) + inside + across)
         window = window[1:] + tf.reshape(tf.matmul(tile, own_v), tf.shape(v_after))
         window = tf.concat([window, tf.zeros_like(own_v)[tf.newaxis]], 0)
@@ -235,14 +228,14 @@ def _product(u, v, count):
     start = [0, tf.zeros([rows], u.dtype), tf.zeros_like(u[: count // 2 + 1])]
     start.append(tf.TensorArray(u.dtype, count, element_shape=u.shape[1:]))
     _, sums, window, product = tf.while_loop(lambda i, *_: i < count, step, start, parallel_iterations=1)
-    del start  # or it would keep the parts of the product beside the whole, in eager
+    del start  # it holds parts of the product in eager mode
     product = product.stack()
     product = tf.concat([product[: count // 2 + 1] + window, product[count // 2 + 1 :]], 0)
     return tf.reduce_sum(sums), tf.reshape(product, [-1, d])[:n]
 
 
 def _product_of_halves(u, v):
-    """(⟨u, S v⟩, S v) by two halves of the rows. The tile of the pairs between them serves both."""
+    """(⟨u, S v⟩, S v) by two halves of the rows, which share the tile of the pairs between them."""
     half = size(u, 0) // 2
     (a, b), (v_a, v_b) = (u[:half], u[half:]), (v[:half], v[half:])
     between = tf.sign(tf.matmul(a, b, transpose_b=True))
@@ -253,17 +246,17 @@ def _product_of_halves(u, v):
 
 
 def _value(u, count):
-    """⟨u, S u⟩. Step s multiplies all blocks of rows at once, each with the one s places after it."""
+    """⟨u, S u⟩. Step s multiplies every block of rows with the one s places after it."""
     u = _blocks(u, count)
     sums, rows = row_sums(tf.abs(_off_diagonal_gram(u))), size(u, 1)
     if not isinstance(rows, int) or rows < 2:
-        sums += tf.minimum(row_sums(tf.square(u)), 0.0)  # 0, or NaN for the NaN of a row that has no pair
+        sums += tf.minimum(row_sums(tf.square(u)), 0.0)  # 0, or NaN if the only row has one
     if isinstance(count, int) and count == 1:
         return tf.reduce_sum(sums)
     around = tf.concat([u, u[: count // 2]], 0)
 
     def step(s, sums):
-        # `tf.shape` here is a constant to XLA. Sizes from outside the loop would be variables of it.
+        # Inside the loop `tf.shape` is a constant for XLA; sizes from outside would be loop variables.
         gram = tf.matmul(u, tf.slice(around, [s, 0, 0], tf.shape(u)), transpose_b=True)
         return s + 1, sums + 2.0 * row_sums(tf.abs(gram))
 
@@ -271,6 +264,6 @@ def _value(u, count):
 
 
 def _off_diagonal_gram(u):
-    """The Gram matrix of the rows, or of those of each block, with zeros on the diagonal."""
+    """The Gram matrix of the rows, or of the rows of each block, with zeros on the diagonal."""
     zeros = tf.zeros([size(u, axis) for axis in range(u.shape.rank - 1)], u.dtype)
     return tf.linalg.set_diag(tf.matmul(u, u, transpose_b=True), zeros)

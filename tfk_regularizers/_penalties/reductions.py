@@ -7,7 +7,7 @@ _MATMUL_BLOCK_SIZE = 256
 
 
 def result_dtype(x):
-    """The dtype of a penalty on x: real, and float32 for halves, whose sums soon pass 65504 or lose their digits."""
+    """The dtype of a penalty on x: real, and float32 for halves, whose sums would overflow or lose digits."""
     return tf.float32 if x.dtype.size < 4 else x.dtype.real_dtype
 
 
@@ -17,23 +17,23 @@ def promote_half(x):
 
 
 def size(x, axis):
-    """The size of an axis: a Python int where it is static."""
+    """The size of an axis: a Python int if it is static, otherwise a tensor."""
     static = tf.compat.dimension_value(x.shape[axis])
-    # Cut, because forward over forward mode stumbles over the shape of what it differentiates.
+    # `stop_gradient`, because forward-over-forward mode fails at the shape of a differentiated tensor.
     return static if static is not None else tf.shape(tf.stop_gradient(x))[axis]
 
 
 def row_sums(x):
-    """Sums along the last axis, by a product with ones: under XLA on a CPU it is faster than a plain sum, and right."""
+    """Sums along the last axis, by a product with ones: faster and more accurate under XLA on a CPU."""
     return tf.linalg.matvec(x, tf.ones([size(x, -1)], x.dtype))
 
 
 def matmul_sum(x, levels=3):
     """The sum of all elements by matrix products with ones, for XLA of TensorFlow 2.19 to 2.21 on a CPU.
 
-    A plain sum runs on one core there and adds one element after the other: 4 % off at 64 million. A product with ones
-    is fused with the operations that make x, uses every core and sums in blocks. There are at most `levels` levels of
-    blocks, and as many if the size is unknown.
+    There a plain sum runs on one core, element by element: 4 % off at 64 million. A product with ones is fused with the
+    operations that make x, uses all cores and sums in blocks. There are at most `levels` levels of blocks, and exactly
+    so many if the size is unknown.
     """
     flat = tf.reshape(x, [-1])
     count = tf.compat.dimension_value(flat.shape[0])
@@ -49,10 +49,10 @@ def matmul_sum(x, levels=3):
 
 
 def reduce_in_blocks(reduce, x, axis, longer_than, levels=2):
-    """`reduce(x, axis)` of a matrix, which keeps the axis. Slices of more than `longer_than` elements go in blocks.
+    """`reduce(x, axis)` of a matrix, in blocks if the axis has more than `longer_than` elements.
 
-    A kernel that adds one number after the other is off by 3e-5 after a million. There are at most `levels` levels of
-    blocks, and as many if the size is unknown.
+    Adding a million numbers one by one is off by 3e-5. There are at most `levels` levels of blocks, and exactly so many
+    if the size is unknown.
     """
     count = tf.compat.dimension_value(x.shape[axis])
     if levels == 0 or (count is not None and count <= longer_than):

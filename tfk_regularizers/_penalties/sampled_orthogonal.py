@@ -1,4 +1,4 @@
-"""Orthogonality of a random sample of the rows of a table, drawn anew at each call."""
+"""Orthogonality of a random sample of the rows of a table, drawn at each call."""
 
 from typing import Any, SupportsIndex
 
@@ -15,31 +15,31 @@ from tfk_regularizers._tensorflow_internals import is_sharded
 
 
 class SampledOrthogonalRegularizer(Penalty):
-    """Pushes the rows (or columns) of a huge table to be orthogonal, by a fresh sample of them at each call.
+    """Penalizes the cosines between randomly sampled rows (or columns), for kernels that are too large for all pairs.
 
-    Formula: that of `OrthogonalRegularizer` on `sample_size` rows (or columns), drawn uniformly without replacement at
-    each call, also inside a traced function; on all of them, exactly, if there are no more. An unbiased estimate of the
-    same mean. Gradient: that of the formula, for the drawn rows only (`IndexedSlices` for the rows of a variable).
+    The formula is that of `OrthogonalRegularizer`, applied to `sample_size` rows (or columns). They are drawn uniformly
+    without replacement at each call, inside a traced function too. This is an unbiased estimate of the penalty on all
+    rows. If there are no more than `sample_size` rows, all are used. The gradient is nonzero only for sampled rows; for
+    the rows of a variable it is an `IndexedSlices`.
 
-    Time: O(sample_size² d) instead of O(n² d) for n rows of d elements, however many there are. Peak memory: that of
-    `OrthogonalRegularizer` on `sample_size` rows. For a square kernel of 2048 rows a sample of 256 takes a twentieth of
-    the exact penalty's time, and about ten times as many steps to get as far (`examples/sample_orthogonality.py`).
+    Time and memory depend on `sample_size`, not on the number of rows n: O(sample_size² d) instead of O(n² d). On a
+    square kernel of 2048 rows, 256 samples take a twentieth of the time of all pairs, and about ten times as many steps
+    for the same effect (`examples/sample_orthogonality.py`).
 
-    `tf.random.set_seed` makes the draws repeatable in eager mode and in a `tf.function`. XLA draws its random numbers
-    from a generator of its own, which TensorFlow gives no way to seed: there they are fresh, but not repeatable.
+    `tf.random.set_seed` makes the samples reproducible, except with `jit_compile=True`, where XLA's own random numbers
+    cannot be seeded.
 
-    Keras has no such class. It is registered as `tfk_regularizers>SampledOrthogonalRegularizer`, and a file that
-    contains one opens only where this package is imported.
+    Keras has no such class: a model that was saved with it loads only where tfk_regularizers is imported.
 
     Args:
-        factor: The factor of the penalty, a finite number or a variable: see `Factor`. Defaults to 0.01.
+        factor: The factor, a finite number or a variable: see `Factor`. Defaults to 0.01.
         mode: `"rows"` or `"columns"`. Defaults to `"rows"`.
-        sample_size: An integer of at least 2, the number of rows (or columns) to draw. Defaults to 4096.
+        sample_size: The number of rows (or columns) to sample, an integer of at least 2. Defaults to 4096.
 
     Raises:
-        ValueError: If `factor` is not a finite number, `mode` is neither of the two or `sample_size` is not an integer
-            of at least 2; when called, if x has fewer than two axes.
-        TypeError: When called, if x is not of a floating dtype.
+        ValueError: If `factor` is not a finite number, or if `mode` or `sample_size` is invalid. When called: if x has
+            fewer than two axes.
+        TypeError: When called: if x is not of a floating dtype.
 
     >>> SampledOrthogonalRegularizer(factor=0.5, sample_size=512)
     SampledOrthogonalRegularizer(factor=0.5, mode='rows', sample_size=512)
@@ -61,7 +61,7 @@ class SampledOrthogonalRegularizer(Penalty):
         inputs = resolve_shards(inputs)
         if inputs is None:
             return tf.zeros([])
-        # Rows are gathered from a variable itself, or from its shards: reading a huge one first would copy it.
+        # Rows are gathered from the variable itself, or from its shards, because reading all of it would copy it.
         is_variable = isinstance(inputs, tf.Variable) or is_sharded(inputs)
         is_table = is_variable and inputs.shape.rank == 2 and inputs.dtype.is_floating
         axis = 0 if self.mode == "rows" else 1
@@ -74,7 +74,7 @@ class SampledOrthogonalRegularizer(Penalty):
 
 
 def draw_slices(x, count, axis):
-    """`count` slices of x along an axis, drawn uniformly without replacement; all of them if there are no more."""
+    """`count` slices of x along an axis, drawn uniformly without replacement, or all if there are no more."""
     n = size(x, axis)
     if isinstance(n, int) and n <= count:
         return tf.convert_to_tensor(x)
@@ -86,19 +86,19 @@ def draw_slices(x, count, axis):
 
 
 def _distinct_integers(n, count):
-    """`count` distinct integers below n, for n of at least 2 * `count`. Numbers drawn twice are drawn again.
+    """`count` distinct random integers below n, for n of at least 2 * `count`. Repeated numbers are drawn again.
 
-    Which of two equal ones is drawn again depends on nothing but that they are equal, so no set is more likely than
-    another. The cost is that of `count`, not of n; each round leaves at most half of the repetitions, on average.
+    All sets are equally likely, because the choice depends only on which numbers are equal. The cost depends on `count`
+    and not on n; each round leaves at most half of the repetitions, on average.
     """
     n = tf.cast(n, tf.int64)
-    # One seed, and numbers from it by their place: XLA of some versions repeats a draw within a program.
+    # One seed with a counter, because XLA of some versions repeats random numbers within a program.
     seed = tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
 
     def draw(turn):
         return tf.random.stateless_uniform([count], seed + tf.stack([0, turn]), maxval=n, dtype=tf.int64)
 
-    def repeats(drawn):  # in the ascending order that they have
+    def repeats(drawn):  # `drawn` is sorted
         return tf.concat([[False], tf.equal(drawn[1:], drawn[:-1])], 0)
 
     def again(turn, drawn):

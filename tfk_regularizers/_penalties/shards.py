@@ -1,6 +1,6 @@
 """Partitioned variables: a parameter server strategy calls a regularizer once for each shard.
 
-A penalty that is no sum over rows returns the penalty of the whole variable for the first shard, and 0 for the others.
+A penalty that is not a sum over rows returns the penalty of the whole variable for the first shard, 0 for the others.
 """
 
 import tensorflow as tf
@@ -9,7 +9,7 @@ from tfk_regularizers._tensorflow_internals import is_sharded, sharded_variable
 
 
 def resolve_shards(x):
-    """x itself if it is no shard; for the first of several shards the partitioned variable, for the others None."""
+    """x unless it is a shard; the partitioned variable for the first of several shards, None for the others."""
     variable = sharded_variable(x)
     if variable is None or len(variable.variables) == 1:
         return x
@@ -22,12 +22,13 @@ def shard_list(x):
 
 
 def gather_rows(x, rows):
-    """Rows of a table or of a partitioned variable, by random numbers that stand for one row each.
+    """Random rows of a table or partitioned variable, by distinct random numbers below the number of rows.
 
-    A lookup in shards deals the numbers out to them in turn, which is one to one if their sizes differ by one at most.
+    `embedding_lookup` assigns the numbers to the shards in turn, not in order. That is one-to-one if the
+    sizes of the shards are those of such a division.
     """
     if not is_sharded(x):
         return tf.gather(x, rows)
     sizes = [shard.shape[0] for shard in x.variables]
-    dealt = [(sum(sizes) - turn - 1) // len(sizes) + 1 for turn in range(len(sizes))]
-    return tf.nn.embedding_lookup(x, rows) if sizes == dealt else tf.gather(tf.convert_to_tensor(x), rows)
+    divided = [(sum(sizes) - turn - 1) // len(sizes) + 1 for turn in range(len(sizes))]
+    return tf.nn.embedding_lookup(x, rows) if sizes == divided else tf.gather(tf.convert_to_tensor(x), rows)

@@ -6,11 +6,10 @@ Both have the same nonzero eigenvalues, so tr G² = tr C² and tr G = tr C, and 
     ‖G - I‖² = tr G² - 2 tr G + k = ‖C - I‖² + (k - e),
     ‖G without its diagonal‖² = ‖C‖² - Σᵢ ‖xᵢ‖⁴.
 
-The first is a sum of nonnegative terms, hence accurate. The second is a difference, accurate to the rounding of ‖C‖²:
-more vectors than elements cannot all be orthogonal, and if they have one length, the difference is at least the share
-1 - e / k of ‖C‖². It is nearly zero only if e vectors or fewer are much longer than the others, and orthogonal; then it
-is 0 to the rounding of ‖C‖². With no more vectors than elements, which can become orthogonal, nothing is subtracted: G
-itself gives both.
+The first is a sum of nonnegative terms, hence accurate. The second is a difference, accurate to the rounding of ‖C‖².
+More vectors than elements cannot all be orthogonal: if their norms are equal, the difference is at least 1 - e / k of
+‖C‖². It is nearly zero only if at most e vectors are much longer than the others, and orthogonal; then it is 0 up to
+the rounding of ‖C‖². With no more vectors than elements, G itself is used and nothing is subtracted.
 """
 
 import functools
@@ -31,41 +30,39 @@ from tfk_regularizers._tensorflow_internals import has_tangent, is_compiled_by_x
 
 
 class SoftOrthogonalRegularizer(Penalty):
-    """Pulls the rows (or columns) of a kernel to be orthogonal and of length 1, by squares of their inner products.
+    r"""Penalizes squared inner products of rows (or columns), which makes them orthogonal and of norm 1.
 
-    Formula: `factor * ‖x xᵀ - I‖²_F` for the n x d matrix x, the sum over all ordered pairs of rows of
-    `(⟨xᵢ, xⱼ⟩ - δᵢⱼ)²`; with `diagonal=False` only the pairs i ≠ j, which leaves the lengths free. (A sum, not a mean:
-    what is copied around is one, too.) For `mode="columns"` x is transposed. Gradient: `4 * factor * (x xᵀ - I) x`,
-    without the diagonal of x xᵀ likewise. More rows than elements cannot all be orthogonal, and the least is
-    `factor * (n - d)` with the diagonal.
+    $$\text{factor} \cdot \|x x^T - I\|_F^2$$
 
-    Choose squares if the lengths should go to 1 as well, or if pairs should be pulled the more they overlap.
-    `OrthogonalRegularizer` takes absolute cosines, to which the scale of the rows does not matter.
+    Here x is the matrix of n rows with d elements; for `mode="columns"` it is transposed. With `diagonal=False` the
+    diagonal of `x xᵀ - I` is left out, and the norms of the rows are free. The gradient is `4 * factor * (x xᵀ - I) x`,
+    or the same without the diagonal.
 
-    Time: n d min(n, d) multiply-adds for the value and as many for the gradient. Memory: the smaller of the matrices
-    x xᵀ and xᵀx, for both have the same eigenvalues: a million rows of 64 take 64 x 64 numbers. Without the diagonal
-    the value is a difference then, `‖xᵀx‖² - Σᵢ ‖xᵢ‖⁴`, right to the rounding of `‖xᵀx‖²`. (If a
-    size is unknown, XLA and forward mode take x xᵀ.)
+    The penalty is a sum over pairs, not a mean. Pairs are pulled more strongly the more they overlap;
+    `OrthogonalRegularizer` pulls all pairs equally and ignores norms. More than d rows cannot all be orthogonal: the
+    smallest possible value is then `factor * (n - d)`.
 
-    A kernel of more than two axes is taken as the matrix (product of all axes but the last, last axis), as by
-    `OrthogonalRegularizer`, whose table says what rows and columns are for each layer.
+    A kernel with more than two axes is reshaped to a matrix whose columns are its last axis; see the table of
+    `OrthogonalRegularizer`.
 
-    If a parameter server strategy has partitioned a variable, the penalty of the first shard is that of the whole
-    variable, by the sum of the small matrices xᵀx of all shards, and that of the others is 0.
+    The smaller of the matrices `x xᵀ` and `xᵀx` is computed, so a million rows of 64 elements need a matrix of 64 x 64.
+    The value takes n d min(n, d) multiply-adds, and the gradient as many again. If a size is unknown, XLA and
+    forward-mode differentiation compute `x xᵀ`.
 
-    Keras has no such class. It is registered as `tfk_regularizers>SoftOrthogonalRegularizer`, and a file that
-    contains one opens only where this package is imported. float16 and bfloat16 are computed in float32 and give a
-    float32 result.
+    If a parameter server strategy partitions the variable, the first shard returns the whole penalty and the others 0.
+    float16 and bfloat16 are computed in float32, and the result is float32.
+
+    Keras has no such class: a model that was saved with it loads only where tfk_regularizers is imported.
 
     Args:
-        factor: The factor of the penalty, a finite number or a variable: see `Factor`. Defaults to 0.01.
+        factor: The factor, a finite number or a variable: see `Factor`. Defaults to 0.01.
         mode: `"rows"` or `"columns"`. Defaults to `"rows"`.
-        diagonal: Whether the lengths are pulled to 1. Defaults to True.
+        diagonal: Whether norms are pulled to 1. Defaults to True.
 
     Raises:
-        ValueError: If `factor` is not a finite number, `mode` is neither of the two or `diagonal` is not a bool; when
-            called, if x has fewer than two axes.
-        TypeError: When called, if x is not of a floating dtype.
+        ValueError: If `factor` is not a finite number, or if `mode` or `diagonal` is invalid. When called: if x has
+            fewer than two axes.
+        TypeError: When called: if x is not of a floating dtype.
 
     >>> SoftOrthogonalRegularizer(factor=0.5, diagonal=False)
     SoftOrthogonalRegularizer(factor=0.5, mode='rows', diagonal=False)
@@ -76,7 +73,7 @@ class SoftOrthogonalRegularizer(Penalty):
 
     References:
         Bansal et al., "Can We Gain More from Orthogonality Regularizations in Training Deep CNNs?", 2018; Brock et al.,
-        "Large Scale GAN Training for High Fidelity Natural Image Synthesis", 2019, without the diagonal.
+        "Large Scale GAN Training for High Fidelity Natural Image Synthesis", 2019 (without the diagonal).
     """
 
     factor: Factor = Factor()
@@ -99,9 +96,9 @@ class SoftOrthogonalRegularizer(Penalty):
 
 
 def squared_gram_distance(shards, vector_axis, diagonal):
-    """‖G - I‖² for the Gram matrix G of the vectors along an axis of a matrix, which may come in shards of its rows.
+    """‖G - I‖² for the Gram matrix G of the vectors along an axis of a matrix, given as shards of its rows.
 
-    Without the diagonal, the sum of squares of the other entries of G. A scalar of `result_dtype` of the matrix.
+    Without the diagonal: the sum of squares of the other entries of G. A scalar of `result_dtype` of the matrix.
     """
     shards = [promote_half(x) for x in shards]
     rows, columns = sum(size(x, 0) for x in shards), size(shards[0], 1)
@@ -112,18 +109,18 @@ def squared_gram_distance(shards, vector_axis, diagonal):
         return distance_by(1)
     if isinstance(rows, int) and isinstance(columns, int):
         return distance_by(int(rows > columns))
-    if is_compiled_by_xla() or not execution.supports_custom_gradients(shards[0]):  # no gradient of `tf.cond`
+    if is_compiled_by_xla() or not execution.supports_custom_gradients(shards[0]):  # `tf.cond` has no gradient there
         return distance_by(vector_axis)
     return tf.cond(rows <= columns, lambda: distance_by(0), lambda: distance_by(1))
 
 
 def _distance_by(gram_axis, shards, vector_axis, diagonal):
-    """`squared_gram_distance` by the Gram matrix of one axis: G if that is the axis of the vectors, otherwise C."""
+    """`squared_gram_distance` by the Gram matrix of an axis: G if the vectors are along this axis, otherwise C."""
     is_own = gram_axis == vector_axis
     if diagonal:
         excess = 0 if is_own else sum(size(x, vector_axis) for x in shards) - size(shards[0], gram_axis)
         return _square_sum(shards, gram_axis, lambda squares: squares - 1.0) + tf.cast(excess, shards[0].dtype)
-    if is_own:  # NaN where the square is: a single slice has no other entry
+    if is_own:  # replaces the diagonal by 0, or NaN if it is NaN: a single vector has no other entry
         return _square_sum(shards, gram_axis, lambda squares: tf.stop_gradient(tf.minimum(tf.abs(squares), 0.0)))
     total, fourth_powers = _square_sum_and_lengths(shards, gram_axis)
     # An infinite ‖C‖² stays infinite. Where rounding makes the difference negative, it is 0, and keeps its gradient.
@@ -134,7 +131,7 @@ def _distance_by(gram_axis, shards, vector_axis, diagonal):
 def _square_sum(shards, axis, on_diagonal):
     """The sum of squares of the Gram matrix of an axis, with `on_diagonal` applied to its diagonal.
 
-    Its gradient takes one product, where TensorFlow takes two, for the matrix is symmetric.
+    Its gradient takes one product, and TensorFlow's own two, because the matrix is symmetric.
     """
 
     def matrix(*shards):
@@ -157,9 +154,9 @@ def _square_sum(shards, axis, on_diagonal):
 
 
 def _square_sum_and_lengths(shards, axis):
-    """The sum of squares of the Gram matrix of an axis, and the sum of fourth powers of the lengths along this axis.
+    """The sum of squares of the Gram matrix of an axis, and the sum of fourth powers of the norms along this axis.
 
-    The gradients of both are added at once: no more than two matrices of the size of x are there at a time.
+    The gradients of both are added at once, so that at most two matrices of the size of x exist at a time.
     """
 
     def parts(*shards):
@@ -187,22 +184,22 @@ def _square_sum_and_lengths(shards, axis):
 
 
 def _gram(shards, axis):
-    """The Gram matrix of an axis of a matrix that comes in shards of its rows."""
+    """The Gram matrix of an axis of a matrix, given as shards of its rows."""
     return functools.reduce(tf.add, [tf.matmul(x, x, transpose_a=axis == 1, transpose_b=axis == 0) for x in shards])
 
 
 def _products(symmetric, shards, axis):
-    """The products of the shards with a matrix of the size of an axis."""
+    """The products of the shards with a Gram matrix of an axis."""
     return [tf.matmul(symmetric, x) if axis == 0 else tf.matmul(x, symmetric) for x in shards]
 
 
 def _is_seen(shards):
-    """Whether a further derivative sees how a matrix was computed. In eager mode it may have to be computed again."""
+    """Whether a further derivative can use a matrix that was computed before. In eager mode, a tape may not know it."""
     return not tf.executing_eagerly() or not any(is_recorded(x) or has_tangent(x) for x in shards)
 
 
 def _map_diagonal(function, matrix):
     """A square matrix with an elementwise function applied to its diagonal."""
-    if is_compiled_by_xla():  # where `set_diag` has no gradient at unknown shapes
+    if is_compiled_by_xla():  # in which `set_diag` has no gradient for unknown shapes
         return tf.where(tf.eye(size(matrix, 0), dtype=matrix.dtype) > 0, function(matrix), matrix)
     return tf.linalg.set_diag(matrix, function(tf.linalg.diag_part(matrix)))

@@ -18,31 +18,26 @@ from tfk_regularizers._penalties.elementwise import L1, L1L2, L2
 
 
 class Sum(Penalty):
-    """Adds several penalties on one weight: what `L2(1e-4) + OrthogonalRegularizer(0.01)` gives.
+    """Adds several penalties on one weight. `L2(1e-4) + OrthogonalRegularizer(0.01)` makes one.
 
-    Formula: the sum of what its terms give, in their order. Gradient: the sum of theirs. The result is float64 if a
-    term's is, and float32 otherwise.
+    The value is the sum of the values of its terms. It is float64 if that of a term is, and float32 otherwise.
 
-    `+` takes any number of terms, and so does Python's `sum`. A term may be a regularizer of your own, a subclass of
-    the `Regularizer` of tf_keras or of Keras 3, on either side of the `+`; for the files its class has to be
-    registered, as without a sum. Sums within sums are one flat sum, and equal terms stay apart.
+    A term may be a regularizer of your own, derived from `Regularizer` of tf_keras or Keras 3. Python's `sum` works
+    too. Adding two of `L1`, `L2` and `L1L2` gives an `L1L2`, whose file is a plain Keras file; if one of them has a
+    variable as a factor, or is of a subclass, it gives a `Sum`.
 
-    The sum of two `L1`, `L2` or `L1L2` with numbers as factors is an `L1L2` with the sums of the factors: its file is a
-    plain Keras file. (Instances of subclasses, and those with a variable as a factor, are terms like others.)
+    A sum holds its terms in the tuple `regularizers` and does not copy them: changing a factor of a term changes the
+    sum. Sums of sums are flattened.
 
-    A sum holds its terms, not copies: a factor of a term may be changed, or be a variable, as without a sum. The terms
-    are a tuple, `regularizers`, which may be replaced.
-
-    Keras has no such class. It is registered as `tfk_regularizers>Sum`, and a file that contains one opens only
-    where this package is imported.
+    Keras has no such class: a model that was saved with it loads only where tfk_regularizers is imported.
 
     Args:
-        regularizers: A list or a tuple of regularizers, one at least. They are not merged.
+        regularizers: A list or tuple of at least one regularizer.
 
     Raises:
-        ValueError: If `regularizers` is not a list of regularizers; when called, if a term does not return
-            one real number.
-        TypeError: From `+`, if the other side is not a regularizer, for instance a function.
+        ValueError: If `regularizers` is not a list of regularizers. When called: if a term does not return one real
+            number.
+        TypeError: From `+`: if the other side is not a regularizer.
 
     >>> L2(1e-4) + OrthogonalRegularizer(0.01)
     L2(l2=0.0001) + OrthogonalRegularizer(factor=0.01, mode='rows')
@@ -75,14 +70,11 @@ class Sum(Penalty):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "Sum":
-        """Returns the sum that a config stands for, in either format of tf_keras and in Keras 3.
+        """Returns the sum that a config describes, in any format of tf_keras and Keras 3.
 
         Args:
             config: What `get_config` has returned.
-            custom_objects: A dict from names to the user's classes. Defaults to `None`.
-
-        Returns:
-            A `Sum`.
+            custom_objects: A dict from names to classes of your own. Defaults to `None`.
 
         Raises:
             ValueError: If the config holds anything but configs of regularizers.
@@ -91,25 +83,25 @@ class Sum(Penalty):
         configs = config.get("regularizers")
         if isinstance(configs, (list, tuple)):
             with tf_keras.saving.custom_object_scope({**versions.keras3_regularizers(), **(custom_objects or {})}):
-                # tf_keras's `get`, which is this package's while it is registered.
+                # This package's `get`, unless it was unregistered.
                 config = {**config, "regularizers": [tf_keras.regularizers.get(inner) for inner in configs]}
         return cls(**config)
 
 
 def add(left, right):
-    """`left + right`, where one of them is a regularizer of this package."""
+    """`left + right`, one of which is a regularizer of this package."""
     if type(left) in (int, float) and left == 0:  # the start of `sum`
         return right
     for side in (left, right):
         if not isinstance(side, versions.regularizer_bases()):
-            hint = " For a string write its class, as in `L1(0.1) + L2()`." if isinstance(side, str) else ""
+            hint = " Use a class instead of a string, as in `L1(0.1) + L2()`." if isinstance(side, str) else ""
             received = f"Received: {short_repr(side)} of {type(side)}"
             raise TypeError(f"Expected regularizers on both sides of +.{hint} {received}")
     return _merge(left, right) or Sum([left, right])
 
 
 def _merge(left, right):
-    """The L1L2 that equals the sum of two elementwise penalties with numbers; None for others."""
+    """The L1L2 that equals the sum of two penalties, or None if there is no such L1L2."""
     if any(type(side) not in (L1, L2, L1L2) for side in (left, right)):
         return None
     factors = [[getattr(side, name, 0.0) for side in (left, right)] for name in ("l1", "l2")]
@@ -120,7 +112,7 @@ def _merge(left, right):
 
 
 def _flatten(regularizers):
-    """The terms as a tuple, with those of sums among them in their places."""
+    """The terms as a tuple, with sums replaced by their terms."""
     is_list = isinstance(regularizers, (list, tuple)) and len(regularizers) > 0
     if not is_list or not all(isinstance(term, versions.regularizer_bases()) for term in regularizers):
         expected = "a list of regularizers, such as [L2(1e-4), OrthogonalRegularizer(0.01)]"
@@ -129,7 +121,7 @@ def _flatten(regularizers):
 
 
 def _check_number(regularizer, value):
-    """What a term returned, if it is one real number, of known or unknown shape."""
+    """The value of a term; ValueError unless it is one real number (of unknown shape, possibly)."""
     with contextlib.suppress(AttributeError, TypeError, ValueError):  # it is no array
         given = value if hasattr(value, "dtype") else tf.convert_to_tensor(value)
         dtype, count = tf.as_dtype(given.dtype), tf.TensorShape(given.shape).num_elements()

@@ -1,4 +1,4 @@
-"""tf_keras, which is Keras 2, as a host: see `hosts.Host`."""
+"""tf_keras, which is Keras 2: the functions of `hosts.Host`."""
 
 from tfk_regularizers._keras.keras2.compiled_loss import is_compiled, join_loss, retrace, split_loss
 from tfk_regularizers._keras.keras2.layer_regularizers import (

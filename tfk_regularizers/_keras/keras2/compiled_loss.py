@@ -1,4 +1,4 @@
-"""A stand-in for the compiled loss of a model, with the means of its two parts as metrics."""
+"""A replacement for the compiled loss of a model, which also keeps the means of its two parts as metrics."""
 
 import copy
 import inspect
@@ -35,7 +35,7 @@ class SplitLoss:
         self.find_weights()
 
     def find_weights(self) -> None:
-        """Make a metric for each weight that is penalized now, and drop those of others."""
+        """Create metrics for the weights that are penalized now, and remove those of other weights."""
         with self._model.distribute_strategy.scope():
             names = (*PARTS, *(_penalized_paths(self._model) if self._per_weight else ()))
             self._check_names([name for name in PARTS if names.count(name) > 1])
@@ -46,13 +46,13 @@ class SplitLoss:
             raise ValueError(f"`log_penalties` cannot log {taken}: a metric, an output or a weight has that name.")
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_container":  # while a copy is made, which has no attributes yet
+        if name == "_container":  # a copy that is being made has no attributes yet
             raise AttributeError(name)
         return getattr(self._container, name)
 
     @property
     def metrics(self) -> list[Any]:
-        """Those of the compiled loss and of the parts; an empty list before the first step."""
+        """The metrics of the compiled loss and of the parts; an empty list before the first step."""
         metrics = self._container.metrics
         others = [*metrics, *self._model.compiled_metrics.metrics]
         others += [metric for layer in self._model._flatten_layers() for metric in layer._metrics]
@@ -78,7 +78,7 @@ class SplitLoss:
 
         losses = copy.copy(self._container)  # for this call only, because replicas run in threads
         losses._total_loss_mean = SimpleNamespace(update_state=update_state)
-        # A penalty of zero gives the data loss its dtype, and its mean an update where there is no other loss.
+        # A penalty of zero determines the dtype of the data loss, and updates its mean if there is no other loss.
         loss = losses(y_true, y_pred, sample_weight, [tf.zeros_like(penalty)] if penalties else None)
         if not penalties:
             return loss
@@ -98,7 +98,7 @@ class _Part:
 
 
 def split_loss(model: Any, per_weight: bool) -> SplitLoss:
-    """Put a split loss in the place of a model's compiled loss. The steps are traced anew."""
+    """Replace a model's compiled loss by a split loss. The steps are traced again."""
     if model.compiled_loss is None:
         raise ValueError(f"The model {model.name!r} is not compiled. Call `model.compile` before `log_penalties`.")
     _check_steps(model)
@@ -109,7 +109,7 @@ def split_loss(model: Any, per_weight: bool) -> SplitLoss:
 
 
 def join_loss(model: Any, split: SplitLoss) -> None:
-    """End a split loss: put back the previous loss, unless a later split loss or `compile` has taken its place."""
+    """End a split loss: restore the previous loss, unless a later split loss or `compile` has replaced this one."""
     split.has_ended = True
     while isinstance(model.compiled_loss, SplitLoss) and model.compiled_loss.has_ended:
         model.compiled_loss = model.compiled_loss.previous
@@ -117,7 +117,7 @@ def join_loss(model: Any, split: SplitLoss) -> None:
 
 
 def retrace(model: Any) -> None:
-    """Let a model trace its steps anew, and log the weights that are penalized now."""
+    """Let a model trace its steps again, and update the weights whose penalties are logged."""
     if isinstance(model.compiled_loss, SplitLoss):
         model.compiled_loss.find_weights()
     forget_traces(model)
@@ -129,7 +129,7 @@ def is_compiled(model: Any) -> bool:
 
 
 def _losses_by_path(model: Any) -> list[tuple[str, WeightLoss] | None]:
-    """For each of the `losses` of a model the path and the loss of a weight, None if it is of no weight."""
+    """For each of the `losses` of a model, the path and the loss of a weight, or None if it is another loss."""
     found: list[tuple[str, WeightLoss] | None] = []
     for node in tree.walk(model):
         others = node.layer._eager_losses or node.layer._losses
@@ -145,16 +145,16 @@ def _penalized_paths(model: Any) -> list[str]:
 
 
 def _penalties_by_path(model: Any, losses: list[Any]) -> dict[str, tf.Tensor]:
-    """The penalties of a model, found among its `losses`, so that samples are not drawn a second time."""
+    """The penalties of a model, taken from its `losses`, so that random samples are not drawn twice."""
     found = _losses_by_path(model)
     if len(found) == len(losses):
         return tree.sum_by_path((one[0], loss) for one, loss in zip(found, losses, strict=True) if one is not None)
-    # a `train_step` adds them up, or a loss of the user's own was None
+    # a `train_step` has added them up, or a loss was None
     return tree.sum_by_path((path, loss.penalty()) for path, loss in filter(None, found))
 
 
 def _check_steps(model: Any) -> None:
-    """Raise ValueError if a `train_step` or `compute_loss` of the model's own does without the compiled loss."""
+    """Raise ValueError if a `train_step` or `compute_loss` of the model's own does not use the compiled loss."""
     if any(hasattr(step, "python_function") for step in (type(model).train_step, type(model).test_step)):
         raise ValueError(_bypassed(model, "a step that is a `tf.function` itself, and keeps its traces"))
     own = [cls for cls in type(model).__mro__ if cls.__module__.partition(".")[0] not in ("tf_keras", "tensorflow")]
@@ -168,11 +168,11 @@ def _check_steps(model: Any) -> None:
         return any(reaches_compiled_loss(other, (*visited, name)) for other in used[name])
 
     if not all(map(reaches_compiled_loss, STEPS)):
-        raise ValueError(_bypassed(model, "a step or a `compute_loss` that computes its loss without them"))
+        raise ValueError(_bypassed(model, "a step or a `compute_loss` that calls neither"))
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """The names that a function and those inside it use."""
+    """The names used in a function and in the functions inside it."""
     yield from code.co_names
     for constant in filter(inspect.iscode, code.co_consts):
         yield from _names(constant)
@@ -182,13 +182,13 @@ def _bypassed(model: Any, received: str) -> str:
     return (
         f"`log_penalties` cannot split the loss of the model {model.name!r}. Its steps must take the loss from "
         "`self.compute_loss(x, y, y_pred, sample_weight)` or `self.compiled_loss(y, y_pred, sample_weight, "
-        f"regularization_losses=self.losses)`. Received: {received}. A step that adds `self.losses` itself can log "
-        "their sum after its update, by two lines in a class derived from the model's:\n\n"
+        f"regularization_losses=self.losses)`. Received: {received}. To log the sum of "
+        "`self.losses` in any other step, derive a class from the model's:\n\n"
         "    def train_step(self, data):\n"
         '        return {**super().train_step(data), "penalty": tf.add_n(self.losses)}'
     )
 
 
 def _common_dtype(losses: list[Any]) -> list[Any]:
-    """Losses in the dtype in which Keras adds them: under mixed precision some are halves and some are not."""
+    """Cast losses to one dtype, as Keras does: with mixed precision, only some are of a half type."""
     return sys.modules[tf_keras.losses.Loss.__module__].losses_utils.cast_losses_to_common_dtype(losses)

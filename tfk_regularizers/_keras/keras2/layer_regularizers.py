@@ -1,4 +1,4 @@
-"""Set the regularizers of a single built layer, in a way that can be taken back."""
+"""Set the regularizers of a built layer, so that it can be undone."""
 
 import contextlib
 from typing import Any
@@ -14,27 +14,27 @@ from tfk_regularizers._keras.versions import SUPPORTED
 def set_weight_regularizer(
     layer: Any, keyword: str, variables: list[Any], regularizer: Any, undo: contextlib.ExitStack
 ) -> None:
-    """Let a built layer penalize a weight as if constructed so. The attribute of a built layer has no effect."""
+    """Set a regularizer of a built layer, as if it had been passed to the constructor. The attribute has no effect."""
     undo.callback(layer._callable_losses.__setitem__, slice(None), list(layer._callable_losses))
     old = {id(loss.penalty) for loss in weight_losses(layer) if any(loss.variable is one for one in variables)}
     layer._callable_losses[:] = [loss for loss in layer._callable_losses if id(loss) not in old]
     if regularizer is not None:
         for variable in variables:
             layer._handle_weight_regularization(variable.name.split(":")[0], variable, regularizer)
-        # The order in which a rebuilt layer has them. Losses of no weight, the user's own, come last.
+        # In the order of a newly built layer. Other losses, added by the user, come last.
         places = {id(variable): place for place, variable in enumerate(all_weights(layer))}
         order = {id(loss.penalty): places.get(id(loss.variable)) for loss in weight_losses(layer)}
         layer._callable_losses.sort(key=lambda loss: order.get(id(loss), len(places)))
     penalized = [loss for loss in weight_losses(layer) if any(loss.variable is one for one in variables)]
     if len(penalized) != (0 if regularizer is None else len(variables)):
-        raise RuntimeError(f"tfk_regularizers supports {SUPPORTED}, which keeps penalties elsewhere.")
+        raise RuntimeError(f"tfk_regularizers supports {SUPPORTED}, which stores penalties elsewhere.")
     assign(layer, regularizer_attributes(layer)[keyword], regularizer, undo)
 
 
 def set_activity_regularizer(layer: Any, regularizer: Any, undo: contextlib.ExitStack) -> None:
-    """Replace the regularizer of a layer's output, and drop the penalties of the old one.
+    """Replace the regularizer of a layer's output, and remove the losses of the old one.
 
-    The eager losses are those of the last call; the next call makes them anew.
+    Eager losses belong to the last call; the next call computes them again.
     """
     for losses in (layer._losses, layer._eager_losses):
         undo.callback(losses.__setitem__, slice(None), list(losses))
@@ -45,9 +45,9 @@ def set_activity_regularizer(layer: Any, regularizer: Any, undo: contextlib.Exit
 
 
 def update_bidirectional(owner: Any, undo: contextlib.ExitStack) -> None:
-    """Bring the config of a Bidirectional in line with its two layers.
+    """Update the config of a Bidirectional from its two layers.
 
-    It saves the unbuilt layer that it copied for both directions, and the config of a backward layer that it was given.
+    It saves the unbuilt layer from which both directions were copied, and the config of a backward layer, if given.
     """
     if not isinstance(owner, tf_keras.layers.Bidirectional):
         return
@@ -62,7 +62,7 @@ def update_bidirectional(owner: Any, undo: contextlib.ExitStack) -> None:
 
 
 def _direction_config(layer: Any) -> dict[str, Any]:
-    """The config of one direction of a Bidirectional, without the entries in which the two always differ."""
+    """The config of one direction of a Bidirectional, without the entries that always differ."""
     return {key: value for key, value in layer.get_config().items() if key not in ("name", "go_backwards")}
 
 
@@ -77,7 +77,7 @@ def regularizer_base() -> type:
 
 
 def as_loss(value: Any) -> Any:
-    """What a regularizer returned, as a tensor."""
+    """The value of a regularizer as a tensor."""
     return value if tf.is_tensor(value) else tf.convert_to_tensor(value, tf_keras.backend.floatx())
 
 

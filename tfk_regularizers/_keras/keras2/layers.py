@@ -1,4 +1,4 @@
-"""What a single layer of tf_keras has: penalties of weights, and outputs."""
+"""The penalties, weights and outputs of a layer of tf_keras."""
 
 import inspect
 import re
@@ -13,18 +13,18 @@ from tfk_regularizers._tensorflow_internals import is_sharded
 
 
 def is_revived(layer: Any) -> bool:
-    """Whether Keras has loaded a layer from a SavedModel without its class: it is made of graphs that cannot change."""
+    """Whether a layer was loaded from a SavedModel without its class, as graphs, which cannot be changed."""
     return any(cls.__name__ == "RevivedLayer" for cls in type(layer).__mro__)
 
 
 def weights_called(keyword: str, layer: Any, enclosing: Iterable[Any]) -> list[Any]:
-    """The variables of the attribute `X` or `X_kernel` for `X_regularizer`, otherwise the weights of such names."""
+    """The variables in the attribute `X` or `X_kernel` for `X_regularizer`, or else the weights of these names."""
     name = keyword.removesuffix("_regularizer")
     for attribute in (name, f"{name}_kernel"):
         weight: Any = getattr(layer, attribute, None)
         if is_sharded(weight) or isinstance(weight, tf.Variable):
             return list(weight.variables) if is_sharded(weight) else [weight]
-    # A wrapper that quantizes, for instance, puts a tensor in the place of the variable, and may keep that itself.
+    # A wrapper, for instance one that quantizes, may store the variable itself and put a tensor in its place.
     wrappers = [one for one in enclosing if isinstance(one, tf_keras.layers.Wrapper) and one.layer is layer]
     weights = [variable for one in (layer, *wrappers) for variable in own_weights(one) if variable.trainable]
     names = [(variable.name.rpartition("/")[2].split(":")[0], variable) for variable in weights]
@@ -38,7 +38,7 @@ def weight_losses(layer: Any, model: Any = None) -> list[WeightLoss]:
 
 
 def as_weight_loss(loss: Any) -> WeightLoss | None:
-    """A loss of a layer as the penalty of a weight, if `add_weight` made it: its function tells."""
+    """The penalty of a weight, if `add_weight` made this loss of a layer; otherwise None."""
     inner = (getattr(loss, "args", None) or [None])[0]
     function: Any = getattr(inner, "func", None)
     if not getattr(function, "__qualname__", "").endswith("_handle_weight_regularization.<locals>._loss_for_variable"):
@@ -57,7 +57,7 @@ def activity_losses(layer: Any) -> list[Any]:
 
 
 def zero_outputs(layer: Any) -> list[Any]:
-    """Zeros of the shapes of a layer's outputs, for a batch of one; an empty list if only a call shows them."""
+    """Zeros of the shapes of a layer's outputs, for a batch of one; an empty list if they are unknown."""
     try:
         outputs = tf.nest.flatten(layer.get_output_at(0))
     except (AttributeError, RuntimeError, ValueError):

@@ -1,4 +1,4 @@
-"""Keras 3 on TensorFlow as a host: see `hosts.Host`. Imported only where Keras 3 was."""
+"""Keras 3 on TensorFlow: the functions of `hosts.Host`. Imported only if Keras 3 is."""
 
 from tfk_regularizers._keras.keras3.compiled_loss import is_compiled, join_loss, retrace, split_loss
 from tfk_regularizers._keras.keras3.layers import (

@@ -1,4 +1,4 @@
-"""A stand-in for the compiled loss of a Keras 3 model, with the means of its two parts as metrics."""
+"""A replacement for the compiled loss of a Keras 3 model, which also keeps the means of its two parts as metrics."""
 
 import threading
 from typing import Any
@@ -19,8 +19,8 @@ class SplitLoss:
     """The compiled loss of a model, with a metric for the data loss, for the penalty and for each of some weights.
 
     `model.metrics` contains the metrics of the compiled loss, so Keras itself resets, averages, logs and returns them.
-    Three calls of a step meet here: the compiled loss, `_aggregate_additional_loss` with each of `model.losses`, and
-    the update of the mean of `loss`, which has the weight of the batch. Other attributes are the compiled loss's.
+    A step makes three calls: of the compiled loss, of `_aggregate_additional_loss` for each of `model.losses`, and the
+    update of the mean of `loss` with the weight of the batch. Other attributes are forwarded to the compiled loss.
     """
 
     def __init__(self, model: Any, per_weight: bool) -> None:
@@ -33,7 +33,7 @@ class SplitLoss:
             self.tracker = _LossTracker(self)
 
     def find_weights(self) -> None:
-        """Make a metric for each weight that is penalized now, and drop those of others."""
+        """Create metrics for the weights that are penalized now, and remove those of other weights."""
         with self._model.distribute_strategy.scope():
             names = (*PARTS, *(dict.fromkeys(_penalized_paths(self._model)) if self._per_weight else ()))
             self._refuse([name for name in PARTS if names.count(name) > 1])
@@ -45,7 +45,7 @@ class SplitLoss:
             raise ValueError(f"`log_penalties` cannot log {taken}: a metric, an output or a weight has that name.")
 
     def check_names(self) -> None:
-        """Raise ValueError if a metric has the name of a part. Those of `compile` have theirs after a first update."""
+        """Raise ValueError if a metric has the name of a part. Compiled metrics have names only after an update."""
         compiled = self._model._compile_metrics
         if self._names_are_checked or (compiled is not None and not compiled.built):
             return
@@ -55,7 +55,7 @@ class SplitLoss:
         self._names_are_checked = True
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_losses":  # while a copy is made, which has no attributes yet
+        if name == "_losses":  # a copy that is being made has no attributes yet
             raise AttributeError(name)
         return getattr(self._losses, name)
 
@@ -66,7 +66,7 @@ class SplitLoss:
 
     @property
     def metrics(self) -> list[Any]:
-        """Those of the compiled loss and, until the next `compile`, of the parts."""
+        """The metrics of the compiled loss and, until the next `compile`, of the parts."""
         metrics = [] if self._losses is None else self._losses.metrics
         return [*metrics, *(self._means.values() if self._is_active() else ())]
 
@@ -81,7 +81,7 @@ class SplitLoss:
         return data_loss
 
     def aggregate(self, loss: Any) -> Any:
-        """Note one of the `losses` of the model, and go on as Keras does."""
+        """Store one of the `losses` of the model, and return what Keras returns."""
         aggregated = type(self._model)._aggregate_additional_loss(self._model, loss)
         if not self._is_active():
             vars(self._model).pop("_aggregate_additional_loss", None)
@@ -91,18 +91,18 @@ class SplitLoss:
         return aggregated
 
     def add_parts(self, loss: Any, sample_weight: Any) -> None:
-        """Add the parts of a loss to their means, with the weight that the loss has in its mean."""
+        """Update the means of the parts of a loss, with the weight of the batch."""
         noted, penalties = self._noted, self._noted.penalties
         if not noted.is_open:
             raise ValueError(_bypassed(self._model, "a loss from elsewhere"))
         noted.is_open, noted.graph = False, tf.compat.v1.get_default_graph()
-        total = keras.ops.sum(noted.losses) if len(noted.losses) > 1 else noted.losses[0]  # as Keras: equal to the bit
+        total = keras.ops.sum(noted.losses) if len(noted.losses) > 1 else noted.losses[0]  # to the bit as Keras
         # Keras has divided these by the number of replicas, whose gradients are summed.
         replicas, dtype = tf.distribute.get_strategy().num_replicas_in_sync, self.tracker.dtype
         data_loss = 0.0 if noted.data_loss is None else noted.data_loss
         data_loss, total = (keras.ops.cast(one, dtype) * replicas for one in (data_loss, total))
         penalty = tf.add_n(penalties) if penalties else tf.zeros([], dtype)
-        # What a step or a `compute_loss` of its own adds is a part of the data loss.
+        # Anything that a custom step or `compute_loss` adds counts as data loss.
         values = {"data_loss": data_loss + (keras.ops.cast(loss, dtype) - total), "penalty": penalty}
         if self._per_weight:
             paths = _penalized_paths(self._model)
@@ -121,7 +121,7 @@ class SplitLoss:
 
 
 class _Noted(threading.local):
-    """What a step has computed so far. The steps of replicas run in threads."""
+    """The losses of the current step, per thread, because replicas run in threads."""
 
     def __init__(self) -> None:
         self.is_open, self.data_loss, self.graph = False, None, None
@@ -130,7 +130,7 @@ class _Noted(threading.local):
 
 
 class _LossTracker(keras.metrics.Mean):  # type: ignore[misc]
-    """The mean of `loss`, which has the parts averaged as it is."""
+    """The mean of `loss`, which also updates the means of the parts."""
 
     def __init__(self, split: SplitLoss) -> None:
         super().__init__("loss")
@@ -160,7 +160,7 @@ class _Part(compile_utils.MetricsList):  # type: ignore[misc]
 
 
 def split_loss(model: Any, per_weight: bool) -> SplitLoss:
-    """Put a split loss in the place of a model's compiled loss. The steps are traced anew."""
+    """Replace a model's compiled loss by a split loss. The steps are traced again."""
     if not model.compiled:
         raise ValueError(f"The model {model.name!r} is not compiled. Call `model.compile` before `log_penalties`.")
     if any(hasattr(step, "python_function") for step in (type(model).train_step, type(model).test_step)):
@@ -174,7 +174,7 @@ def split_loss(model: Any, per_weight: bool) -> SplitLoss:
 
 
 def join_loss(model: Any, split: SplitLoss) -> None:
-    """End a split loss: put back the previous loss, unless a later split loss or `compile` has taken its place."""
+    """End a split loss: restore the previous loss, unless a later split loss or `compile` has replaced this one."""
     split.has_ended = True
     if not isinstance(model._compile_loss, SplitLoss):
         vars(model).pop("_aggregate_additional_loss", None)
@@ -185,7 +185,7 @@ def join_loss(model: Any, split: SplitLoss) -> None:
 
 
 def _put(model: Any, loss: Any, tracker: Any) -> None:
-    """Give a model a compiled loss and a mean of its loss, past the tracking of metrics."""
+    """Set a model's compiled loss and the mean of its loss, without tracking them as metrics."""
     vars(model).update(_compile_loss=loss, _loss_tracker=tracker)
     vars(model).pop("_aggregate_additional_loss", None)
     if isinstance(loss, SplitLoss):
@@ -194,7 +194,7 @@ def _put(model: Any, loss: Any, tracker: Any) -> None:
 
 
 def retrace(model: Any) -> None:
-    """Let a model trace its steps anew, and log the weights that are penalized now."""
+    """Let a model trace its steps again, and update the weights whose penalties are logged."""
     if isinstance(model._compile_loss, SplitLoss):
         model._compile_loss.find_weights()
     forget_traces(model)
@@ -206,7 +206,7 @@ def is_compiled(model: Any) -> bool:
 
 
 def _penalized_paths(model: Any) -> list[str]:
-    """The path of each penalized weight, in the order of the last of the `losses` of a model."""
+    """The paths of the penalized weights, in the order of the last elements of `model.losses`."""
     paths: dict[int, str] = {}
     for node in tree.walk(model):
         variables = [loss.variable for loss in weight_losses(node.layer)]
@@ -219,8 +219,7 @@ def _bypassed(model: Any, received: str) -> str:
         f"`log_penalties` cannot split the loss of the model {model.name!r}. A `train_step` or `test_step` of its own "
         "must take the loss from `self.compute_loss`, give it to `self._loss_tracker.update_state` and return the "
         "results of `self.metrics`; a `compute_loss` of its own must call `super().compute_loss`. Received: "
-        f"{received}. A step that adds `self.losses` itself can log their sum after its update, by two lines in a "
-        "class derived from the model's:\n\n"
+        f"{received}. To log the sum of `self.losses` in any other step, derive a class from the model's:\n\n"
         "    def train_step(self, data):\n"
         '        return {**super().train_step(data), "penalty": sum(self.losses)}'
     )

@@ -1,4 +1,4 @@
-"""What a single layer of Keras 3 has: penalties of weights, and outputs."""
+"""The penalties, weights and outputs of a layer of Keras 3."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ from tfk_regularizers._keras.layers import WeightLoss, assign, constructor_takes
 
 
 def weight_losses(layer: Any, model: Any = None) -> list[WeightLoss]:
-    """The penalties of a layer's weights; with a model only those of its trainable weights, which it penalizes."""
+    """The penalties of a layer's weights; with a model, only of those that are trainable and hence penalized."""
     variables = [variable for variable in own_weights(layer) if variable.regularizer is not None]
     if model is not None:
         trainable = {id(variable) for variable in model.trainable_weights}
@@ -21,7 +21,7 @@ def weight_losses(layer: Any, model: Any = None) -> list[WeightLoss]:
 
 
 def weights_called(keyword: str, layer: Any, enclosing: Iterable[Any]) -> list[Any]:
-    """The weights called `X` or `X_kernel` for `X_regularizer`; under LoRA the two that are trained in their place."""
+    """The weights named `X` or `X_kernel` for `X_regularizer`; with LoRA the two that are trained instead."""
     name = keyword.removesuffix("_regularizer")
     names = [name, f"{name}_kernel"]
     if name == "depthwise":
@@ -33,17 +33,17 @@ def weights_called(keyword: str, layer: Any, enclosing: Iterable[Any]) -> list[A
 
 
 def is_revived(layer: Any) -> bool:
-    """Keras 3 loads no layer without its class."""
+    """False: Keras 3 does not load layers without their class."""
     return False
 
 
 def takes_activity_regularizer(layer: Any, enclosing: Iterable[Any]) -> bool:
     """Whether a layer takes an activity regularizer by name, only for its own output, applies it, and saves it."""
     if isinstance(layer, (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)):
-        return False  # they hand it to the layers inside
+        return False  # they pass it on to the layers inside
     if any(isinstance(one, keras.layers.TimeDistributed) and one.layer is layer for one in enclosing):
-        return False  # it calls what it wraps without it
-    if isinstance(layer, keras.layers.SimpleRNN):  # whose constructor forgets it in Keras 3.15
+        return False  # it calls the wrapped layer without its activity regularizer
+    if isinstance(layer, keras.layers.SimpleRNN):  # whose constructor ignores it in Keras 3.15
         zeros = dict.fromkeys(("kernel_initializer", "recurrent_initializer"), "zeros")  # no random number is drawn
         arguments = {**zeros, "seed": 0, "name": "test"}
         return keras.layers.SimpleRNN(1, activity_regularizer=abs, **arguments).activity_regularizer is abs
@@ -51,12 +51,12 @@ def takes_activity_regularizer(layer: Any, enclosing: Iterable[Any]) -> bool:
 
 
 def activity_losses(layer: Any) -> list[Any]:
-    """Those that a layer keeps are of its last call, and the next call makes them anew."""
+    """None: the losses that a layer stores belong to its last call."""
     return []
 
 
 def zero_outputs(layer: Any) -> list[Any]:
-    """Zeros of the shapes of a layer's outputs, for a batch of one; an empty list if only a call shows them."""
+    """Zeros of the shapes of a layer's outputs, for a batch of one; an empty list if they are unknown."""
     try:
         outputs = keras.tree.flatten(layer.output)
     except (AttributeError, ValueError):
@@ -67,21 +67,21 @@ def zero_outputs(layer: Any) -> list[Any]:
 def set_weight_regularizer(
     layer: Any, keyword: str, variables: list[Any], regularizer: Any, undo: contextlib.ExitStack
 ) -> None:
-    """Let a built layer penalize weights as if constructed so: each variable has its regularizer, read at each step."""
+    """Set a regularizer of a built layer, as if it had been passed to the constructor: each variable has one."""
     for variable in variables:
         assign(variable, "regularizer", regularizer, undo)
     assign(layer, regularizer_attributes(layer)[keyword], regularizer, undo)
 
 
 def set_activity_regularizer(layer: Any, regularizer: Any, undo: contextlib.ExitStack) -> None:
-    """Replace the regularizer of a layer's output, and drop the losses of the last call."""
+    """Replace the regularizer of a layer's output, and remove the losses of the last call."""
     undo.callback(layer._losses.__setitem__, slice(None), list(layer._losses))
     layer._losses[:] = []
     assign(layer, "activity_regularizer", regularizer, undo)
 
 
 def update_bidirectional(owner: Any, undo: contextlib.ExitStack) -> None:
-    """Nothing: a Bidirectional of Keras 3 saves what its two layers have."""
+    """Does nothing: a Bidirectional of Keras 3 saves its two layers."""
 
 
 def is_of_keras(layer: Any) -> bool:
@@ -95,7 +95,7 @@ def regularizer_base() -> type:
 
 
 def as_loss(value: Any) -> Any:
-    """What a regularizer returned, as a tensor; TypeError for a Python number, which Keras 3 cannot add to a loss."""
+    """The value of a regularizer as a tensor; TypeError for a Python number, which Keras 3 cannot add to a loss."""
     if not hasattr(value, "dtype"):
         raise TypeError("Keras 3 adds tensors. Return one, as `keras.ops.convert_to_tensor(0.0)` gives it.")
     return tf.convert_to_tensor(value)

@@ -1,4 +1,4 @@
-"""Where Keras 3 looks for a regularizer: its tables of names, and the modules that export the classes."""
+"""The tables in which Keras 3 looks up regularizers, and the modules that export them."""
 
 import contextlib
 import importlib
@@ -9,13 +9,13 @@ from typing import Any
 import keras
 from keras.src import api_export, regularizers
 
-REPLACED: dict[Any, Any] = {}  # the classes of this package, by the built-in ones that they have replaced
-# Each is a module of its own, and takes the built-in classes from where they are defined: import them before.
+REPLACED: dict[Any, Any] = {}  # replaced built-in classes, and the classes that replace them
+# Each copies the built-in classes when it is imported, so it must be imported before they are replaced.
 EXPORTS = ("keras.regularizers", "keras._tf_keras.keras.regularizers", "tensorflow.keras.regularizers")
 
 
 def replace(classes: tuple[type, ...]) -> None:
-    """Put classes in the place of the built-in ones of their names, which stay where they are defined, for pickle."""
+    """Replace the built-in classes of the same names, except in the module that defines them, for pickle."""
     for module in EXPORTS:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
@@ -29,7 +29,7 @@ def replace(classes: tuple[type, ...]) -> None:
 
 
 def restore() -> None:
-    """Put the built-in classes back."""
+    """Restore the built-in classes."""
     if REPLACED:
         _rebind({ours: builtin for builtin, ours in REPLACED.items()})
     for ours in REPLACED.values():
@@ -38,7 +38,7 @@ def restore() -> None:
 
 
 def _rebind(new: dict[Any, Any]) -> None:
-    """Put a new class in the place of each old one: for strings, for configs, and as attribute of modules."""
+    """Replace old classes by new ones: for strings, for configs, and as attributes of modules."""
     tables = [regularizers.ALL_OBJECTS_DICT, api_export.REGISTERED_NAMES_TO_OBJS]
     for name, module in list(sys.modules.items()):
         parts, defines = name.split("."), keras.regularizers.Regularizer.__module__
@@ -49,7 +49,7 @@ def _rebind(new: dict[Any, Any]) -> None:
 
 
 def add_string(name: str, cls: type) -> None:
-    """Let a string that Keras lacks stand for a class."""
+    """Add a string that stands for a class, unless Keras has it."""
     regularizers.ALL_OBJECTS_DICT.setdefault(name, cls)
 
 
