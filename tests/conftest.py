@@ -1,4 +1,4 @@
-"""What the tests share. tf_keras is imported first: its own regularizers are taken before the package replaces them."""
+"""Shared fixtures. tf_keras is imported first, to keep its own regularizers before the package replaces them."""
 
 import gc
 import os
@@ -25,7 +25,7 @@ _iterate = tf.data.Dataset.__iter__
 
 
 def without_autotuning(dataset):
-    """An iterator that is deleted waits, up to a minute, for the thread that tunes it."""
+    """Disable autotuning: deleting an iterator waits up to a minute for its tuning thread."""
     options = tf.data.Options()
     options.autotune.enabled = False
     return _iterate(dataset.with_options(options))
@@ -37,20 +37,20 @@ PARENT = str(pathlib.Path(tfk.__file__).parents[1])
 
 
 def pytest_xdist_auto_num_workers(config):
-    """A few tests by name, and tests whose output is wanted, run here: other processes would import all once more."""
+    """Use no workers for a few tests chosen by name, or without capturing: each worker imports everything again."""
     few = config.option.keyword or any("::" in argument for argument in config.args)
     return 0 if few or config.option.capture == "no" or config.option.collectonly else None
 
 
 def pytest_itemcollected(item):
-    """Of a test with marks `light`, the cases are heavy whose parameters are not among the values of one of them."""
+    """Mark a case of a test with `light` marks as heavy, unless its parameters match at least one of these marks."""
     choices = [mark.kwargs.items() for mark in item.iter_markers("light")]
     if choices and not any(all(item.callspec.params[name] in values for name, values in each) for each in choices):
         item.add_marker("heavy")
 
 
 def pytest_collection_finish():
-    """What the imports made stays: to look through a million objects again and again took a third of the time."""
+    """Exclude imported objects from garbage collection: scanning a million of them took a third of the time."""
     gc.collect()
     gc.freeze()
 
@@ -63,7 +63,7 @@ def builtin():
 
 @pytest.fixture
 def restored():
-    """Whatever the test does to the registration, to canonical names and to custom objects of tf_keras is undone."""
+    """Undo what the test does to the registration, the canonical names and the custom objects of tf_keras."""
     registry = sys.modules[tf_keras.saving.get_registered_name.__module__]
     tables = (registry._GLOBAL_CUSTOM_OBJECTS, registry._GLOBAL_CUSTOM_NAMES, tf_export._NAME_TO_SYMBOL_MAPPING)
     before = [dict(table) for table in tables]
@@ -77,7 +77,7 @@ def restored():
 
 @pytest.fixture(scope="session")
 def run_python():
-    """Runs a Python program in a process of its own, from which the package can be imported; returns its stdout."""
+    """A function that runs a Python program in a new process, which can import the package, and returns its stdout."""
 
     def run(*arguments, **environment):
         env = {key: value for key, value in os.environ.items() if key != "TF_USE_LEGACY_KERAS"}

@@ -1,4 +1,4 @@
-"""How the tests call and differentiate a penalty: eagerly, in a tf.function, and compiled by XLA."""
+"""Call and differentiate a penalty eagerly, in a tf.function, or compiled by XLA."""
 
 import numpy as np
 import tensorflow as tf
@@ -7,17 +7,17 @@ MODES = ("eager", "graph", "xla")
 
 
 def compiled(mode, function):
-    """The function as it is called in a mode."""
+    """Return the function, compiled as the mode says."""
     return function if mode == "eager" else tf.function(function, jit_compile=mode == "xla" or None, autograph=False)
 
 
 def run(mode, function, *arguments):
-    """function(*arguments) in a mode."""
+    """Call function(*arguments) in a mode."""
     return compiled(mode, function)(*arguments)
 
 
 def value_and_gradient(penalty):
-    """The function x → (penalty, its gradient), by a tape."""
+    """The function x → (penalty, its gradient), using a tape."""
 
     def function(x):
         with tf.GradientTape() as tape:
@@ -29,7 +29,7 @@ def value_and_gradient(penalty):
 
 
 def hessian_product(penalty):
-    """The function (x, v) → Hessian times v, by two tapes."""
+    """The function (x, v) → Hessian times v, using two tapes."""
 
     def function(x, v):
         with tf.GradientTape() as outer:
@@ -52,7 +52,7 @@ def forward_derivative(penalty):
 
 
 def assert_close(actual, expected, tolerance):
-    """The largest difference is within `tolerance` of the largest expected number."""
+    """Assert that the largest difference is at most `tolerance` times the largest expected number."""
     actual, expected = (np.asarray(a, np.result_type(np.asarray(a), np.float64)) for a in (actual, expected))
     assert actual.shape == expected.shape
     assert np.all(np.isfinite(actual))
@@ -88,7 +88,7 @@ def _forward_over_forward(penalty):
     return function
 
 
-# Each gives the Hessian times v but the last, which gives v times that.
+# All return the Hessian times v, except the last, which returns v times that.
 SECOND_DERIVATIVES = {
     "reverse over reverse": hessian_product,
     "reverse over forward": _reverse_over_forward,

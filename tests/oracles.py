@@ -1,4 +1,4 @@
-"""Truth for the tests: the penalties in float64 NumPy. Never imports the package or TensorFlow."""
+"""The expected values: the penalties in float64 NumPy. This module never imports the package or TensorFlow."""
 
 import numpy as np
 
@@ -65,7 +65,7 @@ PENALTIES = {
         lambda regularizers: regularizers.OrthogonalRegularizer(0.3, "columns"),
         lambda x: orthogonal(x, 0.3, "columns"),
     ),
-    # Fourth powers: a factor under which the trainings of the tests do not diverge.
+    # These are of fourth order: with a larger factor, the training in some tests would diverge.
     "soft rows": (
         lambda regularizers: regularizers.SoftOrthogonalRegularizer(1e-4),
         lambda x: soft_orthogonal(x, 1e-4, "rows", True),

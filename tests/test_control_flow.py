@@ -13,18 +13,18 @@ import tfk_regularizers as tfk
 from tfk_regularizers._penalties import execution
 from tfk_regularizers._penalties.reductions import size
 
-# Small, and so that each penalty takes the route that large tensors take.
+# The code paths that `forced` selects, whatever the size of the tensor.
 ROUTES = ("small", "halves", "large")
 cases = [pytest.param(name, route, id=f"{name}-{route}") for name in PENALTIES for route in ROUTES]
 IN_LOOPS = [
     ("rows", "large", "xla"),
     ("columns", "large", "xla"),
-]  # under XLA `tf.vectorized_map` fails there
+]  # `tf.vectorized_map` fails here under XLA
 
 
 @contextlib.contextmanager
 def forced(route):
-    """Let each penalty take the route of a size."""
+    """Make each penalty take a code path, as if chosen by size."""
     with pytest.MonkeyPatch.context() as patch:
         if route == "halves":
             patch.setattr(execution, "SINGLE_GRAM_UP_TO", 0)

@@ -1,4 +1,4 @@
-"""Layers of other people's: weights that are not called as their keyword, wrappers, layers with layers inside."""
+"""Custom layers: weights whose names differ from their keywords, wrappers, and layers that contain layers."""
 
 import warnings
 
@@ -17,7 +17,7 @@ def by_path(model):
 
 @tf_keras.saving.register_keras_serializable("tests")
 class Gate(layers.Layer):
-    """One keyword for two weights, and another for a weight of another name, which is kept with an underscore."""
+    """A layer with one keyword for two weights, and another, in a private attribute, for a weight of another name."""
 
     def __init__(self, gate_regularizer=None, shift_regularizer=None, **kwargs):
         super().__init__(**kwargs)
@@ -62,7 +62,7 @@ def test_attribute_with_an_underscore_and_weight_of_another_name():
     assert by_path(model) == {"gate/b": 6.0}
     assert set_regularizers(model, shift_regularizer=None) == ["gate/b"]
     with pytest.raises(ValueError, match=r"`shift_regularizer` would change nothing: .*one of: .*gate_regularizer"):
-        set_regularizers(model, shift_regularizer="l2")  # neither penalized nor called so
+        set_regularizers(model, shift_regularizer="l2")  # no weight is penalized or named so
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -77,7 +77,7 @@ def test_weights_that_share_an_instance_are_told_apart_by_their_names(shared):
 
 
 class Lin(layers.Layer):
-    """A layer whose weights are not called as their keywords."""
+    """A layer whose weights have other names than its keywords."""
 
     def __init__(self, kernel_regularizer=None, bias_regularizer=None, **kwargs):
         super().__init__(**kwargs)
@@ -102,7 +102,7 @@ def test_weights_of_other_names_that_share_an_instance_are_not_mixed_up():
 
 @tf_keras.saving.register_keras_serializable("tests")
 class Doubled(layers.Wrapper):
-    """As wrappers that quantize do it: the variable is the wrapper's, and the layer has a tensor."""
+    """Like a quantization wrapper, it takes over the variable, and the layer holds a tensor."""
 
     def build(self, shape):
         self.layer.build(shape)
@@ -148,7 +148,7 @@ class Block(layers.Layer):
 
 
 class Copied(Block):
-    """One that keeps its arguments in a dict."""
+    """A block that keeps its arguments in a dict."""
 
     def __init__(self, kernel_regularizer=None, **kwargs):
         super().__init__(kernel_regularizer, **kwargs)
@@ -159,7 +159,7 @@ class Copied(Block):
 
 
 class Half(Block):
-    """One that regularizes the second layer by itself."""
+    """A block whose second layer has a regularizer of its own."""
 
     def build(self, shape):
         super().build(shape)
@@ -175,14 +175,14 @@ class Outer(Block):
 
 
 class Ignoring(Block):
-    """A block that regularizes nothing by its argument."""
+    """A block that ignores its argument."""
 
     def build(self, shape):
         self.first, self.second = (layers.Dense(3, name=name) for name in ("first", "second"))
 
 
 class Both(Block):
-    """One that passes its regularizer on to another keyword as well."""
+    """A block that passes its regularizer to another keyword as well."""
 
     def build(self, shape):
         self.first = layers.Dense(3, kernel_regularizer=self._kernel_regularizer, name="first")
@@ -193,7 +193,7 @@ class Both(Block):
 
 
 class Own(Block):
-    """One with a kernel of its own, and layers inside that are not regularized."""
+    """A block with a kernel of its own, and a layer inside that is not regularized."""
 
     def build(self, shape):
         self.kernel = self.add_weight("kernel", (4, 3), initializer="ones", regularizer=self._kernel_regularizer)
@@ -204,7 +204,7 @@ class Own(Block):
 
 
 class Auto(tf_keras.Model):
-    """A model whose config Keras makes, of the arguments."""
+    """A model whose config Keras makes from the arguments."""
 
     def __init__(self, kernel_regularizer=None, **kwargs):
         super().__init__(**kwargs)
@@ -221,7 +221,7 @@ def block(cls, regularizer):
 
 
 def reloaded(model, path):
-    with warnings.catch_warnings():  # that .h5 is the old format
+    with warnings.catch_warnings():  # Keras warns that .h5 is the old format
         warnings.simplefilter("ignore")
         model.save(path)
     custom = {cls.__name__: cls for cls in (Block, Copied, Half, Outer, Ignoring, Both, Own, Auto)}
@@ -264,13 +264,13 @@ def test_warns_of_a_config_that_does_not_follow(cls, where, tmp_path):
     assert caught[0].filename == __file__
     loaded = by_path(reloaded(model, tmp_path / "model.keras"))
     assert loaded != pytest.approx(by_path(model))
-    if cls is not Own:  # whose own weight is saved
+    if cls is not Own:  # Own saves the regularizer of its own weight
         assert {path: value for path, value in loaded.items() if "head" not in path} == pytest.approx(before)
 
 
 @pytest.mark.parametrize(("cls", "after_loading"), [(Block, 3), (Ignoring, 1)])
 def test_warns_where_there_was_none(cls, after_loading, tmp_path):
-    """The layer may have passed it on, or not: its config follows, in case it has."""
+    """The layer may pass its regularizer on or ignore it: its config is updated in case it passes it on."""
     model = block(cls, None)
     with pytest.warns(UserWarning, match="'block' may have the old `kernel_regularizer` again"):
         set_regularizers(model, kernel_regularizer=L2(1.0))
@@ -287,7 +287,7 @@ def test_warns_if_layers_inside_are_set_one_after_the_other():
 
 
 class Plain(tf_keras.regularizers.Regularizer):
-    """One that no name stands for."""
+    """A regularizer that is not registered under a name."""
 
     def __call__(self, x):
         return tf.reduce_sum(x * x)
@@ -323,7 +323,7 @@ def test_a_layer_whose_config_cannot_be_written_is_no_obstacle():
 
 
 def test_part_of_an_attention_layer():
-    """Its config holds one regularizer for all its projections."""
+    """The layer's config has one regularizer for all its projections."""
     x = tf_keras.Input((5, 4))
     model = tf_keras.Model(x, layers.MultiHeadAttention(2, 2, name="attention")(x, x))
     with pytest.warns(UserWarning, match="'attention' may have the old `kernel_regularizer` again"):

@@ -1,4 +1,4 @@
-"""Models that are trained by a step of their own, which calls the layers inside: GANs, distillers, retrieval models."""
+"""Models with a training step of their own, which calls the inner models: distillers, GANs and VAEs."""
 
 import re
 import warnings
@@ -15,7 +15,7 @@ X, Y = np.ones((8, 6), "float32"), np.zeros((8, 2), "float32")
 
 
 class Distiller(tf_keras.Model):
-    """As in the guides of Keras: the class has no `call`, and the step adds `self.losses` itself."""
+    """A model as in Keras's guides: the class has no `call`, and the step adds `self.losses` itself."""
 
     def __init__(self, student):
         super().__init__(name="distiller")
@@ -30,7 +30,7 @@ class Distiller(tf_keras.Model):
 
 
 def distiller(regularizer="l2", **arguments):
-    """A distiller whose student has kernel and bias of ones, compiled with a learning rate of 0."""
+    """A distiller whose student has a kernel of ones, compiled with a learning rate of 0."""
     hidden = layers.Dense(2, kernel_initializer="ones", kernel_regularizer=regularizer, name="hidden", **arguments)
     model = Distiller(tf_keras.Sequential([hidden], name="student"))
     model.compile(tf_keras.optimizers.SGD(0.0))
@@ -108,7 +108,7 @@ def test_change_inside_a_model_that_is_traced_already(old, regularizer):
         tfk.set_regularizers(model.student, kernel_regularizer=regularizer)
     assert caught[0].filename == __file__
     assert loss_of_fit(model) == before  # as the warning says
-    tfk.set_regularizers(model, kernel_regularizer=regularizer)  # nothing replaced has been traced, so it is silent
+    tfk.set_regularizers(model, kernel_regularizer=regularizer)  # no warning: the replaced regularizer was not traced
     assert loss_of_fit(model) == pytest.approx(float(sum(model.losses)) + 36.0)
 
 
@@ -124,11 +124,11 @@ def test_no_warning_where_the_change_reaches_the_step_or_nothing_is_traced():
     inner = tf_keras.Sequential([layers.Dense(2, kernel_regularizer="l2", input_shape=(6,))], name="student")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tfk.set_regularizers(inner, kernel_regularizer="l1")  # nothing is traced
+        tfk.set_regularizers(inner, kernel_regularizer="l1")  # nothing is traced yet
         outer = tf_keras.Sequential([inner, layers.Dense(2)])
         outer.compile("sgd", "mse")
         outer.fit(X, Y, verbose=0)
-        tfk.set_regularizers(outer, kernel_regularizer="l2")  # its own step
+        tfk.set_regularizers(outer, kernel_regularizer="l2")  # its own step is traced again
         outer.fit(X, Y, verbose=0)
         outer.compile("sgd", "mse")
         tfk.set_regularizers(outer, kernel_regularizer=None)
@@ -166,7 +166,7 @@ def dense(units, inputs, **arguments):
 
 
 class Gan(tf_keras.Model):
-    """Two optimizers, and a loss for each of the two models inside."""
+    """A model with two optimizers, and a loss for each of its two inner models."""
 
     def __init__(self):
         super().__init__()
@@ -190,7 +190,7 @@ class Gan(tf_keras.Model):
 
 
 class Vae(tf_keras.Model):
-    """Trackers of its own, and a divergence beside the error of reconstruction."""
+    """A model with a tracker of its own, and a divergence in addition to the reconstruction error."""
 
     def __init__(self):
         super().__init__()
@@ -226,7 +226,7 @@ def test_models_of_the_guides(cls, tmp_path):
         expected = float(sum(model.losses))
         assert expected == pytest.approx(sum(map(float, tfk.penalties(model).values())))
     history = model.fit(X, Y, batch_size=8, verbose=0).history
-    assert sum(history[name][0] for name in history) > 0.5 * expected  # the step has traced the new ones
+    assert sum(history[name][0] for name in history) > 0.5 * expected  # the step has traced the new regularizers
     assert float(sum(model.losses)) != expected  # and trained with them
     model.fit(X, Y, epochs=2, verbose=0, callbacks=[tfk.RegularizationScheduler(lambda epoch: 0.1 * (1 + epoch))])
     for name, part in model.parts.items():

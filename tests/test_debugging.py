@@ -1,4 +1,4 @@
-"""Training under the switches of TensorFlow that people turn on when a loss has become NaN."""
+"""Training with TensorFlow's debugging switches, which users turn on when a loss has become NaN."""
 
 import contextlib
 
@@ -14,7 +14,7 @@ UNITS = 1024, 512
 
 @pytest.fixture(autouse=True)
 def cluster(monkeypatch):
-    """Compute sums over the kernel in an XLA cluster, as those over larger ones are."""
+    """Compute sums over the kernel in an XLA cluster, as for larger kernels."""
     monkeypatch.setattr(execution, "XLA_CLUSTER_IN_GRAPH_FROM", 2**19)
 
 
@@ -47,7 +47,7 @@ def losses(regularizer, start=None):
     if start is not None:
         layer.kernel.assign(tf.fill(layer.kernel.shape, start))
     model.compile(tf_keras.optimizers.SGD(1e-6), "mse")
-    # The data loss is next to nothing: TensorFlow 2.22 rounds it otherwise under the switches, without a penalty too.
+    # The data loss is nearly zero: with the switches, TensorFlow 2.22 rounds it differently, even without a penalty.
     targets = np.full((8, outputs), inputs, "f")
     return model.fit(np.ones((8, inputs), "f"), targets, 4, epochs=2, verbose=0).history["loss"]
 

@@ -1,4 +1,4 @@
-"""Training on replicas, workers, parameter servers and DTensor meshes gives the weights that one device gives.
+"""Training on replicas, workers, parameter servers and DTensor meshes gives the same weights as on one device.
 
 `pytest -q -s -m heavy tests/test_distribution.py` prints the largest difference of any weight for each of them.
 """
@@ -28,12 +28,12 @@ ORACLES = PENALTIES | {
     ),
 }
 
-# Weights of about 1 after 12 steps that add gradients in another order each: a few roundings of float32 (6e-8).
+# A few roundings of float32 (6e-8): the weights are about 1, and 12 steps add gradients in different orders.
 TOLERANCE = 1e-6
 
-# One model of independent branches, one for each penalty, each with an embedding, a convolution and a dense layer; a
-# smaller one, whose L1 follows a schedule; and what trains them. When forced, orthogonality is computed in tiles of at
-# most 3 rows, and sums are compiled at any size.
+# A program that trains two models. One has a branch for each penalty, with an embedding, a convolution and a dense
+# layer; the other is smaller, and its L1 is scheduled. `force_tiles_and_compilation` makes it compute orthogonality in
+# tiles of at most 3 rows, and compile sums of any size.
 MODEL = """
 import json, os, sys
 import numpy as np
@@ -94,7 +94,7 @@ def build(regularizers=REGULARIZERS, activity=None):
         outputs.append(layers.Dense(4, name=f"{name}_dense", **penalties)(h))
     model = tf_keras.Model(tokens, layers.Concatenate()(outputs))
     model.compile(tf_keras.optimizers.SGD(0.1, momentum=0.9), "mse")
-    model.optimizer.build(model.trainable_variables)  # or the step is traced twice: at first with what makes these
+    model.optimizer.build(model.trainable_variables)  # otherwise the step is traced twice, because it creates these
     random = np.random.default_rng(1)
     for weight in weights_of(model).values():
         weight.assign(0.5 * random.standard_normal(weight.shape).astype("float32"))
@@ -142,11 +142,11 @@ if not in_processes:
 print(json.dumps(results))
 """
 
-# One worker and two parameter servers in this process; each strategy of a process needs the same cluster.
+# One worker and two parameter servers run in this process; all strategies of a process need the same cluster.
 PARAMETER_SERVERS = """
 worker, *parameter_servers = (f"127.0.0.1:{port}" for port in sys.argv[1:])
 for penalty in (tfk.OrthogonalRegularizer(), tfk.L1(), tfk.L2(), tfk.L1L2(1, 1)):
-    penalty(tf.ones([2048, 2048]))  # what has run before must not be in the way of what runs there
+    penalty(tf.ones([2048, 2048]))  # eager calls must not interfere with later calls on the worker
 cluster = tf.train.ClusterSpec({"worker": [worker], "ps": parameter_servers})
 tasks = [("worker", 0), *(("ps", index) for index in range(len(parameter_servers)))]
 servers = [tf.distribute.Server(cluster, job_name=job, task_index=index, protocol="grpc") for job, index in tasks]
@@ -192,7 +192,7 @@ def weights_after_training(name, place, numpy, x, y):
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.square(model(x, training=True) - y)) + tf.add_n(model.losses)
         gradients = tape.gradient(loss, model.trainable_weights)
-        # By hand: the optimizers of TensorFlow 2.16 fail on weights that are split by row, with or without a penalty.
+        # No optimizer is used: those of TensorFlow 2.16 fail on weights that are split by row, even without a penalty.
         for weight, gradient in zip(model.trainable_weights, gradients):
             weight.assign_sub(0.1 * gradient)
 
@@ -262,7 +262,7 @@ def free_ports(number):
 
 @pytest.fixture(scope="module")
 def run_program(run_python):
-    """Runs a program after `MODEL`; returns what it prints as JSON in its last line."""
+    """Return a function that runs a program after `MODEL`, and returns the JSON in its last line of output."""
 
     def run(program, *arguments, **environment):
         environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", **environment}
@@ -274,7 +274,7 @@ def run_program(run_python):
 
 @pytest.fixture(scope="module")
 def trained(run_program):
-    """The model trained on one device, by the direct form and plain ops; and tiled and compiled."""
+    """The results of training on one device: with plain operations, and tiled and compiled."""
     return run_program(ONE_DEVICE)
 
 
@@ -284,7 +284,7 @@ def parameter_servers(run_program):
 
 
 def check(what, result, expected):
-    """Compare weights, relatively where they are larger than 1, and print the largest difference."""
+    """Compare weights, by relative error if they are larger than 1, and print the largest difference."""
     assert result.keys() == expected.keys()
     found = {}
     for name, value in expected.items():
@@ -297,7 +297,7 @@ def check(what, result, expected):
 
 
 def check_training(what, results, expected):
-    """Compare logs and weights of trainings."""
+    """Compare the logs and weights of training runs."""
     for result, right in zip(results, expected, strict=True):
         assert list(result["history"]) == list(right["history"])
         logs, expected_logs = ([*each["history"].values()] for each in (result, right))
@@ -338,7 +338,7 @@ def test_multi_worker(run_program, trained):
 
 @pytest.mark.parametrize("shards", ["1", "2", "3"])
 def test_parameter_server(shards, parameter_servers, trained):
-    """The first shard pays for the whole, but for sums over the rows, which are exact shard by shard."""
+    """The first shard has the whole penalty, except for sums over rows, which each shard computes for itself."""
     results = parameter_servers[shards]
     assert {"tiled", "XLA_CLUSTER"} <= set(results[0]["used"])
     check_training(f"ParameterServerStrategy, variables in {shards} shards", results, trained[0])
@@ -388,11 +388,11 @@ def on_mesh(run_program):
 
 @pytest.mark.parametrize("layout", ["replicated", "by row", "by column", "by both"])
 def test_dtensor(layout, on_mesh):
-    """On a 2 x 2 mesh, with the environment variable DTENSOR_ENABLE_COMBINE_ALL_REDUCES_OPTIMIZATION=0.
+    """The weights are right on a 2 x 2 mesh if DTENSOR_ENABLE_COMBINE_ALL_REDUCES_OPTIMIZATION=0.
 
-    The kernel of the first layer is split as named, its bias and the second layer to match, the batch by example.
-    Without the variable TensorFlow combines the all-reduces of a step, and the weights are silently wrong, by up
-    to 0.07 here. It has to be set before the mesh is made.
+    The kernel of the first layer is split as `layout` says, its bias and the second layer are split to match, and the
+    batch is split by example. Without this environment variable, TensorFlow combines the all-reduces of a step, and
+    the weights are silently wrong, by up to 0.07 here. It must be set before the mesh is created.
     """
     one_device, sharded, *_ = on_mesh
     check(f"DTensor, kernel {layout}", sharded[layout], one_device)
@@ -402,7 +402,7 @@ def test_dtensor(layout, on_mesh):
 @pytest.mark.parametrize("layout", ["replicated", "by row", "by column", "by both"])
 @pytest.mark.parametrize("name", PENALTIES)
 def test_dtensor_of_a_large_kernel_gives_no_wrong_number(name, layout, mode, on_mesh):
-    """Penalties of matrices, which are not supported, may give an error."""
+    """Matrix penalties are not supported, and may raise an error instead."""
     *_, kernel, large = on_mesh
     result = large[f"{layout}, {name}{', eager' * (mode == 'eager')}"]
     if isinstance(result, str) and "Error: " in result and not name.startswith("l"):

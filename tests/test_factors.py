@@ -1,4 +1,4 @@
-"""Variables as factors: read at each call, plain numbers in files and copies; and the L2 that is a weight decay."""
+"""Variable factors, which are read at each call and are numbers in files and copies; and L2 as weight decay."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ from tfk_regularizers._penalties import execution
 
 
 class Case(NamedTuple):
-    """A class, the names of its factors that are variables, its other arguments and its truth in NumPy."""
+    """A class, the names of its factors that are variables, its other arguments, and its oracle in NumPy."""
 
     cls: type
     names: tuple[str, ...]
@@ -32,7 +32,7 @@ class Case(NamedTuple):
         return self.cls(**{name: factor(name) for name in self.names}, **self.fixed)
 
     def expected(self, x, numbers):
-        """Value and gradient on x for the numbers of the factors, in float64."""
+        """Value and gradient at x for these numbers as factors, in float64."""
         return self.truth(np.asarray(x, np.float64), *(numbers[name] for name in self.names))
 
 
@@ -45,7 +45,7 @@ CASES = {
     "l1_l2.both": Case(tfk.L1L2, ("l1", "l2"), {}, oracles.l1_l2),
     "rows": Case(tfk.OrthogonalRegularizer, ("factor",), {}, ROWS),
     "columns": Case(tfk.OrthogonalRegularizer, ("factor",), {"mode": "columns"}, COLUMNS),
-    # Of no more rows than it draws it takes all: the one case in which its value is known.
+    # With no more rows than the sample size, all rows are used: only then is the value known.
     "sampled": Case(tfk.SampledOrthogonalRegularizer, ("factor",), {"sample_size": 2000}, ROWS),
 }
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -55,7 +55,7 @@ KERAS = {"tf_keras": tf_keras} | ({} if KERAS3 is None else {"keras3": KERAS3})
 kerases = pytest.mark.parametrize("keras", KERAS.values(), ids=KERAS)
 
 pytestmark = [
-    # tf_keras says this on every save to .h5.
+    # tf_keras warns at every save to .h5.
     pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file:UserWarning"),
     # Keras 3 up to 3.15 has variables whose __array__ does not take NumPy 2's keyword `copy`.
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
@@ -70,13 +70,13 @@ def matrix(*shape, dtype="float32"):
     return tf.constant(np.random.default_rng(1).normal(size=shape), dtype)
 
 
-# --- a call -----------------------------------------------------------------------------------------------------------
+# --- calls ------------------------------------------------------------------------------------------------------------
 
 
 @cases
 @pytest.mark.parametrize(("mode", "shape"), [*((mode, (7, 5)) for mode in MODES), ("graph", (1100, 240))], ids=str)
 def test_variable_is_read_at_every_call(case, mode, shape, monkeypatch):
-    monkeypatch.setattr(execution, "XLA_CLUSTER_IN_GRAPH_FROM", 2**18)  # the large one gets fused sums and blocks
+    monkeypatch.setattr(execution, "XLA_CLUSTER_IN_GRAPH_FROM", 2**18)  # so the large one uses fused sums and blocks
     variables = {name: strength() for name in case.names}
     traces = []
 
@@ -108,7 +108,7 @@ OTHERS = [("float16", 40000.0), ("float16", 6e-8), ("bfloat16", 0.1), ("float64"
 @pytest.mark.light(mode=["eager"])
 @pytest.mark.light(dtype=["float32"])
 def test_variable_equals_the_number(name, dtype, of_variable, number, mode):
-    """A variable and the float that it holds: the same value and gradient to the last digits of x's dtype."""
+    """A variable and its number give the same value and gradient, to the last digits of x's dtype."""
     case, variable, x = CASES[name], strength(number, of_variable), matrix(7, 5, dtype=dtype)
     numbers = dict.fromkeys(case.names, float(variable.numpy()))
     live, plain = (compiled(mode, value_and_gradient(case.make(get)))(x) for get in (lambda _: variable, numbers.get))
@@ -122,7 +122,7 @@ def test_variable_equals_the_number(name, dtype, of_variable, number, mode):
 @cases
 @modes
 def test_gradient_for_the_variable(case, mode):
-    """The penalty is linear in each factor; a tape does not watch a variable that is not trainable by itself."""
+    """The penalty is linear in each factor. A tape watches a variable that is not trainable only on request."""
     variables = {name: strength(0.3) for name in case.names}
     regularizer = case.make(variables.get)
 
@@ -169,7 +169,7 @@ def test_weight_of_a_layer_under_mixed_precision():
     assert float(layer.losses[0]) == pytest.approx(5e-8, rel=1e-6)
 
 
-# --- what a factor may be ---------------------------------------------------------------------------------------------
+# --- invalid factors --------------------------------------------------------------------------------------------------
 
 A_VARIABLE = r"a finite number, or a scalar floating tf\.Variable\(\.\.\., trainable=False\)\. Received: {}=<"
 A_SCHEDULE = r"a finite number; for a schedule use `fit\(callbacks=\[RegularizationScheduler\(schedule\)\]\)`"
@@ -202,7 +202,7 @@ def test_bad_factor(case, bad, expected):
 
 
 def test_tensor_of_a_traced_function_is_refused():
-    """It has no number while it is traced, and must not get out of there."""
+    """Such a tensor has no value during tracing, and must not leak out of the function."""
     regularizer = tfk.L1(0.5)
     for function in (tfk.L1, lambda factor: setattr(regularizer, "l1", factor)):
         with pytest.raises(ValueError, match=r"argument `l1`\. Expected a finite number"):
@@ -210,7 +210,7 @@ def test_tensor_of_a_traced_function_is_refused():
     assert regularizer.l1 == 0.5
 
 
-# --- what a regularizer writes of itself ------------------------------------------------------------------------------
+# --- configs, repr and copies -----------------------------------------------------------------------------------------
 
 FILES = ("model.keras", "model.h5", "model")
 COPIES = {
@@ -249,7 +249,7 @@ def test_config_repr_and_copies_hold_the_current_number(case, dtype):
 
 
 def test_config_and_repr_inside_a_traced_function():
-    """A variable that is made while a function is traced gets its value when the trace is done."""
+    """A variable that is created during tracing gets its value only afterwards."""
     regularizer, made, shown = tfk.L2(strength(0.75)), [], []
 
     def function():
@@ -268,13 +268,13 @@ def test_config_and_repr_inside_a_traced_function():
 
 
 class Live(NamedTuple):
-    """A stack of layers without bias, one for each case, and the factors of each."""
+    """A model with one layer without bias for each case, and the factors of each layer."""
 
     model: object
     factors: list[dict]
 
     def assign(self, number):
-        """A different value for each variable, and none with which it was built."""
+        """Assign `number` to the variables, scaled differently for each."""
         for i, variable in enumerate(variable for held in self.factors for variable in held.values()):
             variable.assign(number * (1 + i / 8))
 
@@ -302,14 +302,14 @@ def losses(model):
 @pytest.mark.parametrize("jit", [False, True], ids=["plain", "jit_compile"])
 @pytest.mark.light(jit=[False], keras=[tf_keras])
 def test_fit(keras, jit):
-    """Input 0 has no gradient for the data, so each kernel moves by its penalty alone, as written here in NumPy."""
+    """With zeros as input, the data loss has no gradient: each kernel moves only by its penalty, computed in NumPy."""
     live = build(keras=keras)
     model, rate = live.model, 0.125
     model.compile(keras.optimizers.SGD(rate), "mse", jit_compile=jit)
     kernels = [kernel.astype("float64") for kernel in model.get_weights()]
 
     def truth():
-        """The loss at the current kernels and numbers, where 1 is that of the data, and the gradients."""
+        """The loss for the current kernels and factors, of which the data loss is 1, and the gradients."""
         numbers = [{name: float(variable) for name, variable in held.items()} for held in live.factors]
         values, gradients = zip(*map(Case.expected, CASES.values(), kernels, numbers), strict=True)
         return 1 + sum(values), gradients
@@ -335,7 +335,7 @@ def test_fit(keras, jit):
 
 @tf_keras.saving.register_keras_serializable("test_factors")
 class Annealed(tfk.L1):
-    """A user's subclass that makes its factor's variable itself."""
+    """A user's subclass that creates the variable of its factor itself."""
 
     def __init__(self, l1=0.25):
         super().__init__(strength(l1))
@@ -343,7 +343,7 @@ class Annealed(tfk.L1):
 
 @pytest.mark.parametrize("file", FILES)
 def test_activity_regularizer_of_a_subclass(file, tmp_path):
-    """It is called inside the traced call of the model, and Keras divides by the batch size."""
+    """The regularizer is called inside the traced call of the model, and Keras divides by the batch size."""
     x, y = np.ones((4, 3), "float32"), np.full((4, 2), 3.0, "float32")
     layer = tf_keras.layers.Dense(2, kernel_initializer="ones", activity_regularizer=Annealed(), input_shape=(3,))
     model = tf_keras.Sequential([layer])
@@ -361,7 +361,7 @@ def test_activity_regularizer_of_a_subclass(file, tmp_path):
 
 
 def test_set_regularizers():
-    """Also where a constructor would have copied the regularizer through its config, as Bidirectional does."""
+    """The variable is kept in a Bidirectional too, whose constructor would copy the regularizer through its config."""
     model = tf_keras.Sequential([tf_keras.layers.Bidirectional(tf_keras.layers.GRU(2))])
     model.build((None, 3, 2))
     variable = strength(0.5)
@@ -375,7 +375,7 @@ def test_set_regularizers():
 @kerases
 @pytest.mark.parametrize("kind", ["h5", "checkpoint"])
 def test_weights_are_those_without_variables(keras, kind, tmp_path):
-    """In the model and in its files, so each of two models opens the other's."""
+    """Models with and without variable factors have the same weights, so each opens the other's files."""
     live, plain = (build(keras=keras, factor=factor) for factor in (strength, lambda: 0.25))
     for attribute in ("weights", "trainable_weights", "non_trainable_weights", "variables"):
         found, expected = ([v.name for v in getattr(each.model, attribute)] for each in (live, plain))
@@ -418,7 +418,7 @@ MODEL_COPIES = {
     [(keras, copied) for keras in KERAS for copied in MODEL_COPIES if (keras, copied) != ("keras3", "model")],
 )
 def test_copy_of_a_model_has_numbers(keras, copied, tmp_path):
-    """Plain floats, the current ones, which move no more with the variables."""
+    """A copy has the current factors as floats, which no longer follow the variables."""
     live = build(keras=KERAS[keras])
     if keras == "tf_keras":  # Keras 3 does not open an .h5 of a compiled model
         live.model.compile("sgd", "mse")
@@ -440,7 +440,7 @@ def test_copy_of_a_model_has_numbers(keras, copied, tmp_path):
 @pytest.mark.parametrize("copied", [*MODEL_COPIES, *(f"regularizer.{name}" for name in COPIES)])
 @pytest.mark.light(number=[np.inf])
 def test_number_that_is_not_finite_is_neither_saved_nor_copied(copied, number, tmp_path):
-    """It could not be opened. Training goes on, and so do checkpoints."""
+    """A file with such a number could not be opened. Training and checkpoints still work."""
     variable = strength(number)
     regularizer = tfk.L1(variable)
     model = tf_keras.Sequential([tf_keras.layers.Dense(2, kernel_regularizer=regularizer, input_shape=(3,))])
@@ -473,7 +473,7 @@ def test_export_of_a_keras3_model(tmp_path):
 
 @pytest.mark.heavy
 def test_files_open_without_the_package(tmp_path, run_python):
-    live = build([name for name in CASES if name != "sampled"])  # with that one a file needs the package
+    live = build([name for name in CASES if name != "sampled"])  # a file with that one needs the package
     live.model.compile("sgd", "mse")
     live.assign(0.4)
     for file in FILES:
@@ -497,7 +497,7 @@ def test_files_open_without_the_package(tmp_path, run_python):
 
 @pytest.mark.heavy
 def test_mirrored_strategy_equals_one_device(run_python):
-    """With a variable that was made in the scope, and one that was made outside."""
+    """The variable may be created inside or outside the scope of the strategy."""
     program = """
         import numpy as np
         import tensorflow as tf
@@ -547,7 +547,7 @@ def test_mirrored_strategy_equals_one_device(run_python):
 @pytest.mark.parametrize("momentum", [0.0, 0.9], ids=["sgd", "momentum"])
 @kerases
 def test_step_is_the_weight_decay_step(keras, momentum):
-    """Of PyTorch, in float64: m ← μ m + ∇ + λ w and w ← w - η m, which is w ← w (1 - ηλ) - η ∇ without momentum."""
+    """PyTorch's step is m ← μ m + ∇ + λ w and w ← w - η m, which is w ← w (1 - ηλ) - η ∇ without momentum."""
     rate, decay = 0.1, 0.3
     random = np.random.default_rng(3)
     x, y = random.normal(size=(8, 4)), random.normal(size=(8, 2))
@@ -565,7 +565,7 @@ def test_step_is_the_weight_decay_step(keras, momentum):
 
 @pytest.mark.parametrize("decay", [0, 0.5, -1, True, np.float32(0.25), np.array(2)], ids=repr)
 def test_decay_is_halved(decay):
-    cls = type("Decay", (tfk.L2,), {})  # a subclass of a user
+    cls = type("Decay", (tfk.L2,), {})  # a user's subclass
     regularizer = cls.from_weight_decay(decay)
     assert type(regularizer) is cls
     assert regularizer.get_config() == {"l2": float(decay) / 2}
@@ -573,6 +573,6 @@ def test_decay_is_halved(decay):
 
 @pytest.mark.parametrize("decay", [None, "0.1", np.nan, 10**400, [0.1], 1j, strength(0.1), tf.Variable(0.1)], ids=type)
 def test_bad_decay(decay):
-    """A variable among them: half of it is no variable, so it would silently be read once and never again."""
+    """A variable is refused too: half of it is not a variable, so it would silently be read only once."""
     with pytest.raises(ValueError, match=r"argument `decay`\. Expected a finite number\. Received: decay="):
         tfk.L2.from_weight_decay(decay)

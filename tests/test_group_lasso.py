@@ -1,4 +1,4 @@
-"""What is particular to the group lasso: groups of any length, of length zero above all."""
+"""Tests specific to the group lasso: groups of any norm, and above all of norm zero."""
 
 import numpy as np
 import pytest
@@ -36,13 +36,13 @@ def hessian(x, v, factor, of):
 
 
 def with_lengths(scales, of, others=7, dtype="float32", seed=0):
-    """A matrix of a group of each scale."""
+    """A matrix with one group of each scale."""
     x = normal((others, len(scales)), seed) * np.array(scales)
     return (x if of == "columns" else x.T).astype(dtype)
 
 
 def assert_each_close(actual, expected, of, tolerance):
-    """Each group to its own scale."""
+    """Assert that each group is close, relative to its own scale."""
     for found, wanted in zip(*(np.asarray(a).T if of == "columns" else a for a in (actual, expected)), strict=True):
         assert_close(found, wanted, tolerance)
 
@@ -82,7 +82,7 @@ def test_long_and_short_groups_of_float64(of, mode):
     assert_each_close(gradient, np.sqrt(7) * units, of, 1e-12)
 
 
-# TensorFlow has no gradient of the forward derivative of a function that it has traced before.
+# TensorFlow has no gradient of the forward-mode derivative of a function that is already traced.
 @of
 @pytest.mark.parametrize(
     ("composition", "mode"),
@@ -108,7 +108,7 @@ def test_every_composition_of_forward_and_reverse_mode(composition, mode, of):
 @pytest.mark.parametrize("scales", [(1, 0, 1e-15, 1e15), (1, 2, 0)], ids=str)
 @pytest.mark.light(mode=["eager"])
 def test_second_order_of_groups_of_any_length(scales, of, mode):
-    x, v = with_lengths(scales, of), with_lengths(scales, of, seed=1)  # v to the scale of each group
+    x, v = with_lengths(scales, of), with_lengths(scales, of, seed=1)  # v has the scale of each group
     actual = run(mode, hessian_product(tfk.GroupLasso(0.25, of)), tf.constant(x), tf.constant(v))
     assert_each_close(actual, hessian(x.astype("float64"), v, 0.25, of), of, 5e-6)
 

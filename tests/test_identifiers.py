@@ -1,4 +1,4 @@
-"""Strings, configs and arguments: what get, serialize, deserialize and the constructors take, give and refuse."""
+"""Strings, configs and arguments that get, serialize, deserialize and the constructors accept, return or refuse."""
 
 import contextlib
 import copy
@@ -31,14 +31,14 @@ STRINGS = {
     "l1_l2": "L1L2(l1=0.01, l2=0.01)",
 }
 
-# (class, arguments whose factors float32 holds exactly, so that the built-in writes them unchanged)
+# (class, arguments), with factors that are exact in float32, so that the built-in writes them unchanged.
 CONFIGS = [
     *(("L1", {"l1": 0.25}), ("L2", {"l2": 0.5}), ("L1L2", {"l1": 0.125, "l2": 2.0})),
     *(("OrthogonalRegularizer", {"factor": 0.75, "mode": mode}) for mode in ("rows", "columns")),
 ]
 legacy = pytest.mark.parametrize("legacy", [False, True], ids=["new", "legacy"])
 
-LAYERS = {  # functions from an identifier to the regularizer that a layer makes of it
+LAYERS = {  # functions from an identifier to the regularizer that a layer makes from it
     "Dense": lambda given: layers.Dense(2, kernel_regularizer=given).kernel_regularizer,
     "bias": lambda given: layers.Dense(2, bias_regularizer=given).bias_regularizer,
     "activity": lambda given: layers.Activation("relu", activity_regularizer=given).activity_regularizer,
@@ -64,7 +64,7 @@ def function_config(name, **changes):
 
 
 class Mine(tf_keras.regularizers.Regularizer):
-    """A user's own regularizer, which takes whatever a config holds."""
+    """A user's own regularizer, which accepts any config."""
 
     def __init__(self, **kwargs):
         self.kwargs = kwargs
@@ -77,11 +77,11 @@ class Mine(tf_keras.regularizers.Regularizer):
 
 
 def my_penalty(x=None, **kwargs):
-    """A user's own penalty, which makes a regularizer when called with a config, as legacy configs of functions do."""
+    """A user's own penalty. Legacy configs of functions call it with a config; it then returns a regularizer."""
     return Mine(**kwargs) if x is None else tf.reduce_sum(x)
 
 
-# What may stand for a regularizer
+# Valid identifiers
 
 
 @pytest.mark.parametrize("string", STRINGS)
@@ -113,7 +113,7 @@ def test_legacy_config_with_an_older_name(name):
 
 
 def test_registered_names_in_a_config():
-    """Also trained with `register_keras_serializable`, loaded with `custom_objects`: as in the built-in, no import."""
+    """A registered class can also be loaded with `custom_objects`, as in the built-in, without importing its module."""
     config = new_config("L2", {"l2": 0.5}, module="tfk_regularizers", registered_name="tfk_regularizers>L2")
     for get in (tfk.get, tf_keras.regularizers.get, tf_keras.saving.deserialize_keras_object):
         assert type(get(config)) is tfk.L2
@@ -135,10 +135,10 @@ def test_none_and_callables_are_returned_as_they_are(get, regularizer):
     assert get(regularizer) is regularizer
 
 
-# What may not
+# Invalid identifiers
 
 
-UNKNOWN = {  # by what is suggested
+UNKNOWN = {  # by the suggestion in the error
     "'l[12]'": ("l3",),
     "'l1'": ("Lasso",),
     "'l2'": ("ridge", "weight decay"),
@@ -221,11 +221,11 @@ MALFORMED = [
 
 def get_and_call(get, config):
     regularizer = get(config)
-    assert config["module"] == "builtins"  # only for a function, which the program may have had, there is a stand-in
+    assert config["module"] == "builtins"  # only a function, which may exist elsewhere, gets a placeholder
     regularizer(tf.ones([2, 2]))
 
 
-DEEP = [nested(5000), cyclic()]  # too deep for Keras itself where a layer is made
+DEEP = [nested(5000), cyclic()]  # too deep for Keras itself in the constructor of a layer
 CASES = [*itertools.product(["get"], MALFORMED + DEEP), *itertools.product(["Dense"], MALFORMED)]
 
 
@@ -302,12 +302,12 @@ WAYS = {
 
 
 def outcome(way, config, objects):
-    """What a config gives, where the classes of this package and the built-in ones count as the same."""
+    """The result of a config, in which the classes of this package and the built-in ones count as equal."""
     try:
         result = WAYS[way](config, objects)
     except (ValueError, TypeError, AttributeError, KeyError):
         return "error"
-    # The built-in gives some of these back, to crash when the layer is built; ours a stand-in that says so when called.
+    # The built-in returns some of these and crashes when the layer is built; our placeholder raises when it is called.
     is_stand_in = repr(result).startswith("<Unknown regularizer")
     if is_stand_in or isinstance(result, (str, dict)) or result is tf_keras.regularizers.l1_l2:
         return "error"
@@ -333,7 +333,7 @@ def outcomes():
 
 @pytest.fixture(scope="module")
 def outcomes_here_and_built_in():
-    """What configs give while the package is registered, and while it is not."""
+    """The outcomes while the package is registered, and while it is not."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # 'L1L2' warns unless it is the user's own
         here = outcomes()
@@ -352,7 +352,7 @@ def test_object_of_the_user_wins_as_in_the_built_in(outcomes_here_and_built_in, 
         ours, builtin = (outcomes[way, obj, form, name] for outcomes in outcomes_here_and_built_in)
         if name == "l1_l2" and builtin == "error":
             continue  # the built-in has no instance for a config of its function l1_l2
-        if builtin is Mine:  # which the built-in gives for a string, and then calls on the weights
+        if builtin is Mine:  # for a string, the built-in returns the class, and later calls it on weights
             builtin = ("user's", "Mine", Mine().get_config())
         assert ours == builtin, name
 
@@ -380,7 +380,7 @@ def test_config_is_the_one_of_the_built_in_and_gives_our_class(builtin, name, ar
     config = tfk.serialize(getattr(tfk, name)(**arguments), use_legacy_format=legacy)
     expected = json.dumps(builtin.serialize(getattr(builtin, name)(**arguments), use_legacy_format=legacy))
     for get in (functools.partial(tfk.deserialize, use_legacy_format=legacy), tfk.get, LAYERS["Dense"]):
-        assert json.dumps(config) == expected  # reading changes nothing in it
+        assert json.dumps(config) == expected  # reading leaves it unchanged
         regularizer = get(config)
         assert type(regularizer) is getattr(tfk, name)
         assert regularizer.get_config() == arguments
@@ -393,7 +393,7 @@ def test_serialize_beside_the_built_in(builtin, legacy):
         config = tfk.serialize(my_penalty, use_legacy_format=legacy)
     with pytest.warns(UserWarning, match="Regularizer.*function"):
         assert config == builtin.serialize(my_penalty, use_legacy_format=legacy)
-    # A float32 in the built-in, and as it was given here; None and regularizers do not warn.
+    # The built-in rounds factors to float32, and ours does not. None and regularizers do not warn.
     assert tfk.serialize(tfk.L2(0.01), use_legacy_format=legacy)["config"] == {"l2": 0.01}
     assert builtin.serialize(builtin.L2(0.01), use_legacy_format=legacy)["config"] == {"l2": 0.009999999776482582}
     assert tfk.serialize(None) is None
@@ -475,7 +475,7 @@ NOT_MODES = [
 ]
 SAMPLED, SOFT = tfk.SampledOrthogonalRegularizer, tfk.SoftOrthogonalRegularizer
 CLASSES_WITH_MODE = (tfk.OrthogonalRegularizer, SAMPLED, SOFT, tfk.GroupLasso)
-ARGUMENTS = [  # maker, keyword, what is expected, what is given
+ARGUMENTS = [  # maker, keyword, expected, received
     *((make, keyword, "a finite number[.;].*", bad) for make, keyword in FACTORS for bad in NOT_FACTORS),
     *((cls, "mode", r'one of \{"rows", "columns"\}\.', bad) for cls in CLASSES_WITH_MODE for bad in NOT_MODES),
     *((SAMPLED, "sample_size", r"an integer of at least 2\.", bad) for bad in (1, -5, 2.5, "8", None)),
@@ -566,12 +566,12 @@ def test_signature_is_the_one_of_keras_2(builtin, path):
     assert [(p.name, p.kind, p.default) for p in ours] == [(p.name, p.kind, p.default) for p in theirs]
 
 
-# The names of tf_keras that `help` leaves out, and one whose error names its successor.
+# The names of tf_keras that `help` leaves out, and one that only raises an error naming its successor.
 NOT_IN_HELP = {"l1", "l2", "orthogonal_regularizer", "Regularizer", "PenaltyLogger"}
 
 
 def test_public_names():
-    """All names of tf_keras are there, and the overview lists all public names."""
+    """All names of tf_keras exist, and the overview lists all public names."""
     names = {name for name in dir(tfk) if not name.startswith("_")}
     assert {name for name in vars(tf_keras.regularizers) if not name.startswith("_")} <= names | {"sys"}
     assert (tfk.l1, tfk.l2, tfk.orthogonal_regularizer) == (tfk.L1, tfk.L2, tfk.OrthogonalRegularizer)

@@ -1,4 +1,4 @@
-"""The same regularizer instances in Keras 3: they work on its TensorFlow backend, and raise an error on another."""
+"""The same regularizer instances work in Keras 3 on its TensorFlow backend, and raise an error on another."""
 
 import functools
 import importlib.util
@@ -50,7 +50,7 @@ def data(rows=5 * BATCH):
 
 
 def losses(model, x):
-    """What the last call of a model has left, in any order."""
+    """Call the model, and return its losses, sorted."""
     model(x)
     return sorted(float(loss) for loss in model.losses)
 
@@ -123,7 +123,7 @@ def test_variable_of_keras_3(name, mode):
 
 @penalties
 def test_mixed_float16_of_keras_3(name):
-    """Its kernels arrive cast to halves where a layer casts them, and as they are stored where losses are added."""
+    """Keras 3 casts kernels to float16 inside the layer, but computes the losses from the stored kernels."""
     layer = keras.layers.Dense(5, kernel_regularizer=PENALTIES[name][0](tfk), dtype="mixed_float16")
     assert layer(np.ones((3, 4), "float32")).dtype == tf.float16
     (loss,) = layer.losses
@@ -139,7 +139,7 @@ def load():
     print(type(keras.models.load_model(sys.argv[1]).layers[1].bias_regularizer))
 
 sys.modules["tfk_regularizers"] = None  # as if it were not installed
-with contextlib.suppress(TypeError):  # by which some versions refuse
+with contextlib.suppress(TypeError):  # which some versions raise
     load()
 del sys.modules["tfk_regularizers"]
 import tfk_regularizers
@@ -149,7 +149,7 @@ load()
 
 @pytest.mark.heavy
 def test_a_file_of_keras_3_needs_the_package_to_give_ours(run_python, tmp_path):
-    """Without it, Keras 3 takes the class of its own that has the same name."""
+    """Without it, Keras 3 loads its own class of the same name, or refuses the file."""
     build(keras, tfk.L1L2(0.25, 0.5)).save(tmp_path / "model.keras")
     *before, after = run_python("-c", LOAD, tmp_path / "model.keras", TF_CPP_MIN_LOG_LEVEL="3").splitlines()
     assert before in ([str(own("L1L2"))], [])
@@ -157,7 +157,7 @@ def test_a_file_of_keras_3_needs_the_package_to_give_ours(run_python, tmp_path):
 
 
 def array_of(module):
-    """An object that converts to a tensor, as those of JAX and PyTorch do."""
+    """An object that converts to a tensor, like the arrays of JAX and PyTorch."""
 
     class Array:
         __module__, shape, dtype = module, (2, 2), np.dtype("float32")
@@ -171,7 +171,7 @@ def array_of(module):
 @pytest.mark.parametrize("kind", ["keras", "jaxlib._jax", "jax._src.interpreters.partial_eval", "torch"])
 @pytest.mark.parametrize("name", ALL)
 def test_another_backend_is_named(monkeypatch, name, kind):
-    """On the TensorFlow backend all of them convert; on another, no gradient would come back."""
+    """On the TensorFlow backend, all of these are converted. On another, they would get no gradient."""
     penalty = ALL[name][0](tfk)
     x = keras.Variable(np.ones((2, 2), "float32")) if kind == "keras" else array_of(kind)
     expected = float(penalty(np.ones((2, 2), "float32")))
@@ -187,7 +187,7 @@ def test_another_backend_is_named(monkeypatch, name, kind):
 OTHER = """
 import importlib.abc, importlib.machinery, importlib.util, sys, unittest.mock
 
-# The numpy backend of Keras 3 imports JAX for its Fourier transforms, which nothing here computes.
+# The numpy backend of Keras 3 imports JAX for its Fourier transforms, which are not needed here.
 class NoJax(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
         return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.split(".")[0] == "jax" else None
@@ -235,7 +235,7 @@ print(float(layer.losses[0]))
 @pytest.mark.heavy
 @pytest.mark.parametrize("backend", ["numpy", *(name for name in ("jax", "torch") if importlib.util.find_spec(name))])
 def test_process_with_another_backend(run_python, backend):
-    """There nothing of Keras 3 changes, it gets the error, and tf_keras works."""
+    """On another backend, Keras 3 is not changed, our penalties raise the error, and tf_keras works."""
     first, *errors, last = run_python("-c", OTHER, KERAS_BACKEND=backend, TF_CPP_MIN_LOG_LEVEL="3").splitlines()
     assert (first, last, len(errors)) == (backend, "3.0", 7)
     assert all(f"Keras 3 runs on its '{backend}' backend" in error for error in errors)
@@ -265,7 +265,7 @@ def own(name):
 @pytest.mark.parametrize("shape", [(1, 4), (5, 1), (3, 4), (4, 3), (17, 33), (1100, 40)], ids=str)
 @pytest.mark.light(name=["l1_l2", "rows"])
 def test_value_and_gradient_of_the_built_in(name, shape):
-    """Equal to rounding, wherever the built-in's is finite: its orthogonality of one row or column is not."""
+    """They are equal up to rounding, unless the built-in's is not finite, as for orthogonality of one row or column."""
     ours = PENALTIES[name][0](tfk)
     builtin = PENALTIES[name][0](types.SimpleNamespace(**{cls.__name__: own(cls.__name__) for cls in KERAS_PENALTIES}))
     variable = keras.Variable(np.random.default_rng(0).normal(size=shape).astype("float32"))
@@ -352,13 +352,13 @@ def test_files_open_without_the_package_and_its_files_here(run_python, tmp_path)
         found = describe(loaded)
         assert {module for *_, module, _ in found["classes"]} == {"tfk_regularizers"}
         alike(found, there["written"])
-        if suffix == ".keras":  # a model from an .h5 file of Keras 3.15 has an optimizer of other variables
+        if suffix == ".keras":  # a model from an .h5 file of Keras 3.15 has an optimizer for other variables
             assert np.isfinite(loaded.train_on_batch(np.ones((4, 3)), np.ones((4, 2))))
 
 
 @needs_host
 def test_low_rank_adaptation():
-    """Under LoRA the two small kernels are penalized in the place of the frozen one, and stay so in a file."""
+    """With LoRA, the two small kernels are penalized instead of the frozen one, also after a copy by config."""
     for regularizer in (None, "l1"):
         layer = keras.layers.Dense(3, kernel_regularizer=regularizer, name="dense")
         table = keras.layers.Embedding(5, 4, embeddings_regularizer=regularizer, name="table")
@@ -370,11 +370,11 @@ def test_low_rank_adaptation():
         assert set(paths) <= set(tfk.set_regularizers(model, **keywords))
         assert list(tfk.penalties(model)) == paths
         squares = [0.5 * np.sum(np.square(weight)) for one in (table, layer) for weight in one.trainable_weights[-2:]]
+        np.testing.assert_allclose(list(tfk.penalties(model).values()), squares, rtol=1e-6)
         other = type(model).from_config(model.get_config())
         assert len(other.losses) == len(model.losses) == 4
         tfk.set_regularizers(model, **dict.fromkeys(keywords))
         assert model.losses == []
-        assert len(squares) == 4
 
 
 @needs_host
@@ -416,7 +416,7 @@ def test_frozen_weights_are_set_and_not_penalized():
 
 @keras.saving.register_keras_serializable("test_keras3")
 class Cubes(keras.regularizers.Regularizer):
-    """A regularizer as a user of Keras 3 writes one."""
+    """A regularizer as written by a user of Keras 3."""
 
     def __init__(self, factor=0.5):
         self.factor = factor
@@ -430,7 +430,7 @@ class Cubes(keras.regularizers.Regularizer):
 
 @needs_host
 def test_regularizer_of_the_users_own(tmp_path):
-    """By its name, by its config, and as a term of a sum, which is saved and opens again."""
+    """It can be given by its name, by its config, and as a term of a sum, which can be saved and loaded."""
     layer = keras.layers.Dense(2, kernel_initializer="ones", name="dense")
     model = keras.Sequential([keras.Input((3,)), layer])
     for given in ("test_keras3>Cubes", keras.regularizers.serialize(Cubes(0.5)), Cubes(0.5)):
@@ -485,7 +485,7 @@ for regularizer in ("l1", "l2", "l1_l2", "orthogonal_regularizer", tfk.GroupLass
 @pytest.mark.heavy
 @pytest.mark.parametrize("floatx", ["float16", "bfloat16"])
 def test_floatx_of_a_half_type(run_python, floatx):
-    """Then Keras 3 adds losses of no other type to that of the data."""
+    """Keras 3 then adds only losses of this dtype to the data loss."""
     run_python("-c", FLOATX, floatx, TF_CPP_MIN_LOG_LEVEL="3")
 
 
@@ -500,7 +500,7 @@ def test_regularizers_whose_values_keras_3_cannot_add_are_refused():
 
 @needs_host
 def test_outputs_that_keras_3_does_not_regularize_are_left_out():
-    """A SimpleRNN forgets its activity regularizer, and a TimeDistributed that of the layer inside."""
+    """A SimpleRNN ignores its activity regularizer, and a TimeDistributed ignores that of its inner layer."""
     wrapped = keras.layers.TimeDistributed(keras.layers.Dense(2, name="inner"), name="wrapper")
     layers = [keras.Input((3, 4)), wrapped, keras.layers.SimpleRNN(2, name="rnn"), keras.layers.Dense(2, name="head")]
     model = keras.Sequential(layers)

@@ -27,7 +27,7 @@ def imports(tree):
 
 
 def private_attributes(tree):
-    """What is written as `x._name`, or as `getattr(x, "_name")`, on other objects than `self`, `cls` and modules."""
+    """Yield each `getattr(x, "_name")`, and each `x._name` unless x is `self`, `cls` or one of our modules."""
     own_modules = {name.rpartition(".")[2] for name in imports(tree) if name.startswith("tfk_regularizers")}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
@@ -80,7 +80,7 @@ def test_both_hosts_have_the_functions_of_the_protocol():
 
 
 def test_hosts_are_chosen_in_one_place():
-    """Only registration and `hosts` name one of the two; they know neither each other nor what is above them."""
+    """Only registration and `hosts` import a specific host; hosts import neither each other nor higher layers."""
     for module, tree in MODULES.items():
         own = [name.partition(".")[2] for name in imports(tree) if name.startswith("tfk_regularizers")]
         if not module.startswith(("_keras/keras2/", "_keras/keras3/", "_keras/hosts.py", "_registration.py")):

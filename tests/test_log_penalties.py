@@ -1,4 +1,4 @@
-"""log_penalties against gradient descent by hand in float64, and what it must leave alone."""
+"""log_penalties, compared with gradient descent by hand in float64, and what it must leave unchanged."""
 
 import contextlib
 import copy
@@ -28,7 +28,7 @@ Y = (X[:, :1] * 2 - X[:, 1:2] + 0.5).astype("float32")
 WEIGHTS = np.linspace(0, 3, 22).astype("float32")
 VALIDATION = X[:9] + 0.1, Y[:9] - 0.1, WEIGHTS[3:12]
 DATA = {"sample_weight": WEIGHTS, "validation_data": VALIDATION}
-BATCH, EPOCHS, RATE = 8, 3, 0.1  # the last batch of 22 has six
+BATCH, EPOCHS, RATE = 8, 3, 0.1  # the last batch has 6 of the 22 rows
 FACTOR_L2, FACTOR_L1 = 0.1, 0.05
 PATHS = ["hidden/kernel", "head/kernel"]
 PARTS = ["loss", "data_loss", "penalty"]
@@ -50,7 +50,7 @@ def build(keras, l2=FACTOR_L2, l1=FACTOR_L1, rate=RATE, cls=None, *, heads=("hea
 
 
 def in_order(keras, names):
-    """The names of logs in the order in which a Keras shows them."""
+    """The names of logs in the order in which this version of Keras shows them."""
     return list(names) if keras is tf_keras else sorted(names)
 
 
@@ -69,7 +69,7 @@ def fit_logged(model, per_weight=False, **arguments):
 
 
 def by_hand(model, weights=1.0, batch_sizes=True):
-    """What `fit` should log: gradient descent in float64, and means of the values before each step by batch sizes."""
+    """The expected logs of `fit`: gradient descent in float64, with values before each step averaged by batch size."""
     starts = range(0, len(X), BATCH)
     kernel, bias, head, shift = map(np.float64, model.get_weights())
     logged = []
@@ -104,7 +104,7 @@ def assert_close(history, expected, names=None, rtol=1e-5):
 
 
 def assert_same_training(model, history, plain, plain_history):
-    for name in plain_history:  # to the rounding of a sum, whose order depends on what else reads its terms
+    for name in plain_history:  # up to rounding: the order of a sum depends on what else uses its terms
         np.testing.assert_allclose(history[name], plain_history[name], rtol=2**-22, err_msg=name)
     for ours, theirs in zip(model.get_weights(), plain.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -166,7 +166,7 @@ def test_weights_and_optimizer_are_equal_to_the_bit(keras):
 
 
 def add_loss(keras, inputs, outputs, hidden):
-    """A model with the mean of the hidden outputs as another loss, from a layer where Keras takes it from no model."""
+    """A model with the mean of |hidden| as an additional loss; in Keras 3 a layer adds it, because a model cannot."""
 
     class Loss(keras.layers.Layer):
         def call(self, outputs, hidden):
@@ -182,11 +182,11 @@ def add_loss(keras, inputs, outputs, hidden):
 
 @pytest.mark.parametrize(
     ("library", "loss", "y"),
-    [*((library, "mse", Y) for library in KERASES), ("tf_keras", None, None)],  # of Keras 3 it needs a loss
+    [*((library, "mse", Y) for library in KERASES), ("tf_keras", None, None)],  # a Keras 3 model needs a loss
     ids=[*KERASES, "no_loss"],
 )
 def test_penalties_of_every_kind(library, loss, y):
-    """Of a shared, a nested and a frozen layer, of weights and activities, and losses from add_loss."""
+    """The logs include shared, nested and frozen layers, weights and activities, and losses from add_loss."""
     keras = KERASES[library]
     layers = keras.layers
     shared = layers.Dense(3, kernel_regularizer=L2(0.3), name="shared")
@@ -241,14 +241,14 @@ def test_replicas(library, run_python):
         import test_log_penalties as tests
         keras = tests.KERASES[sys.argv[2]]
         mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])  # two replicas
-        several = [{"steps_per_execution": 2}] if keras is tf_keras else []  # which fails in Keras 3 itself
+        several = [{"steps_per_execution": 2}] if keras is tf_keras else []  # this fails in Keras 3 itself
         for compiling in ({}, *several, {"loss": keras.losses.MeanSquaredError(reduction="sum")}):
             with mirrored.scope():
                 model, plain = tests.build(keras, **compiling), tests.build(keras, **compiling)
             history = tests.fit_logged(model, per_weight=True, **tests.DATA)
             tests.assert_same_training(model, history, plain, tests.fit(plain, **tests.DATA))
             np.testing.assert_allclose(history["loss"], np.add(history["data_loss"], history["penalty"]), rtol=1e-6)
-            if "loss" not in compiling:  # by sums, Keras itself gives a loss that depends on the number of replicas
+            if "loss" not in compiling:  # with sums, Keras's own loss depends on the number of replicas
                 expected = tests.by_hand(tests.build(keras), tests.WEIGHTS)
                 tests.assert_close(history, expected)
         print("same")
@@ -306,7 +306,7 @@ def test_progress_bar_csv_and_early_stopping_at_any_place(keras, tmp_path, capsy
 
 @both_kerases
 def test_early_stopping_takes_less_as_better(keras):
-    """By itself: Keras 3 knows it of its own losses only."""
+    """`mode="min"` is not needed, although Keras 3 infers it only for its own losses."""
     stopping = keras.callbacks.EarlyStopping("val_data_loss", patience=1)
     model = build(keras, run_eagerly=True)
     values = fit_logged(model, validation_data=VALIDATION, callbacks=[stopping])["val_data_loss"]
@@ -317,7 +317,7 @@ def test_early_stopping_takes_less_as_better(keras):
 @pytest.mark.heavy
 @both_kerases
 def test_tensorboard_and_backup(keras, tmp_path):
-    """The second epoch is interrupted, and another fit goes on from the backup."""
+    """The second epoch is interrupted, and another fit resumes from the backup."""
     callbacks = [
         keras.callbacks.BackupAndRestore(str(tmp_path / "backup")),
         keras.callbacks.TensorBoard(str(tmp_path / "logs")),
@@ -407,7 +407,7 @@ def test_files_and_copies_of_keras_3_are_as_without(tmp_path):
             model.save(files[1])
             copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), KERAS3.models.load_model(files[1])]
             model.save_weights(files[2])
-            model.save(files[3])  # the last, because Keras then forgets the optimizer in other files
+            model.save(files[3])  # last, because afterwards Keras omits the optimizer from other files
             counts = len(model.weights), len(model.variables)
         seen.append([tf.train.list_variables(checkpoint), counts, *map(contents, files)])
         assert [sorted(fit(other, epochs=1)) for other in copies] == [["loss", "mae"]] * 3
@@ -426,7 +426,7 @@ def test_weights_saved_before_load_meanwhile(keras, tmp_path):
 
 
 def state(model):
-    """All that might be left behind; Keras itself keeps what iterates over the validation data of a fit that failed."""
+    """Everything that might be left behind. Keras itself keeps its validation iterators after a failed fit."""
     evaluated = [*model.evaluate(X, Y, verbose=0, return_dict=True), len(model.evaluate(X, Y, verbose=0))]
     loss = compiled_loss(model), dict(vars(compiled_loss(model))), model.train_step, model.test_step
     variables = [id(variable) for variable in [*model.weights, *model.variables]]
@@ -440,7 +440,7 @@ def state(model):
 @pytest.mark.light(error=[KeyboardInterrupt])
 def test_model_is_as_before_after_the_block(keras, error):
     def batches():
-        yield from [(X[:BATCH], Y[:BATCH])] * 3  # Keras 3 takes the first ones before it trains
+        yield from [(X[:BATCH], Y[:BATCH])] * 3  # Keras 3 reads the first ones before training
         yield 1 / 0
 
     models = build(keras), build(keras)
@@ -496,13 +496,13 @@ def test_fits_are_traced_once_and_draw_the_same_random_numbers(keras):
         counts.append(len(traces))
         assert all(("data_loss" in history) == (logging is log_penalties) for history in histories)
         losses.append([history["loss"][0] for history in histories])
-    assert counts[0] <= counts[1] <= 3  # because the last batch is smaller, and some versions build the loss before
+    assert counts[0] <= counts[1] <= 3  # the last batch is smaller, and some versions build the loss beforehand
     assert losses[0] == losses[1]
     assert len(set(losses[0])) == 4
 
 
 def own_train_step(self, data):
-    """As the guides to `train_step` have it: a newer one updates all metrics with labels and predictions."""
+    """A step as in Keras's guides: a newer guide updates all metrics with labels and predictions."""
     x, y = data
     with tf.GradientTape() as tape:
         y_pred = self(x, training=True)
@@ -561,7 +561,7 @@ def test_own_step_past_the_compiled_loss(own, loss, says):
 
 
 def test_own_step_that_is_a_tf_function():
-    """It keeps its traces, so that it would go on with means that nothing shows any more, or not fill those shown."""
+    """It keeps its traces, so it would update metrics that are no longer shown, or not update those that are."""
     model = build_custom("compute_loss", train_step=tf.function(own_train_step, autograph=False))
     with pytest.raises(ValueError, match=r"cannot split the loss of the model .* a `tf\.function` itself"):
         log_penalties(model)
@@ -569,7 +569,7 @@ def test_own_step_that_is_a_tf_function():
 
 
 def guide_train_step(self, data):
-    """As Keras 3's guide has it: the losses of the batches have the same weight in their mean."""
+    """A step as in Keras 3's guide: all batches have the same weight in the mean of the losses."""
     x, y = data
     with tf.GradientTape() as tape:
         y_pred = self(x, training=True)
@@ -581,7 +581,7 @@ def guide_train_step(self, data):
 
 
 def bypassing_step(self, data):
-    """Computes and logs its loss by itself. A `test_step` of this has no gradients."""
+    """Computes and logs its loss by itself, without gradients, as a `test_step` does."""
     loss = tf.reduce_mean((self(data[0]) - data[1]) ** 2) + tf.add_n(self.losses)
     self.own.update_state(loss)
     return {"loss": self.own.result()}
@@ -596,7 +596,7 @@ def bypassing_train_step(self, data):
 
 
 def all_metrics(step):
-    """The step, with the results of all metrics as its logs."""
+    """Return the step, changed so that its logs are the results of all metrics."""
 
     def full_step(self, data):
         step(self, data)
@@ -642,7 +642,7 @@ def test_own_compute_loss_that_adds_to_that_of_keras_3():
 
 
 def assert_refused(model, train, *, at_once=True):
-    """The error names the ways out, and no weight has changed unless it comes after an epoch."""
+    """Assert that the error suggests a fix, and that no weight has changed if the error is raised at once."""
     before, loss = model.get_weights(), model._compile_loss
     raises = pytest.raises(ValueError, match=r"cannot split the loss of the model .* `super\(\)\.compute_loss`")
     with raises, log_penalties(model):
@@ -682,7 +682,7 @@ def test_own_step_of_keras_3_past_the_compiled_loss(own, full):
         else:
             fit(model, validation_data=VALIDATION if own == "validation" else None)
 
-    # A step that returns logs of its own is found out when Keras reads the metrics at the end of the epoch.
+    # A step that returns logs of its own is detected when Keras reads the metrics at the end of the epoch.
     assert_refused(model, train, at_once=full or not own.startswith("train"))
 
 
@@ -704,7 +704,7 @@ def test_keras_3_model_compiled_without_a_loss():
 @needs_host
 @pytest.mark.parametrize("losses", ["one", "two"])
 def test_own_step_of_keras_3_with_another_loss(losses):
-    """One that adds to what `compute_loss` gave, or the mean of two: `loss` is the sum of the parts in the logs."""
+    """If a step adds to `compute_loss`, or averages two calls, the logged `loss` is the sum of the logged parts."""
 
     def train_step(self, data):
         x, y = data
@@ -723,9 +723,9 @@ def test_own_step_of_keras_3_with_another_loss(losses):
 
 @needs_host
 def test_own_step_of_keras_3_that_is_a_tf_function():
-    """It keeps its traces, so that it would go on with means that nothing shows any more, or not fill those shown."""
+    """It keeps its traces, so it would update metrics that are no longer shown, or not update those that are."""
     model = build_custom_3(train_step=tf.function(guide_train_step, autograph=False))
-    with contextlib.suppress(ValueError):  # a refusal is as good
+    with contextlib.suppress(ValueError):  # it may also be refused
         fit_logged(model)
     history = fit(model)
     assert sorted(history) == ["loss", "own"]
@@ -758,7 +758,7 @@ def add_metric(keras):
 def test_name_taken(keras, building, name):
     model = build(keras, **building(keras))
     before, y = model.get_weights(), [Y] * len(model.outputs)
-    for _ in range(2):  # Keras makes its metrics in the first fit
+    for _ in range(2):  # Keras creates its metrics in the first fit
         with pytest.raises(ValueError, match=f"cannot log .*'{name}'.*: .* has"), log_penalties(model, True):
             fit(model, y)
         np.testing.assert_array_equal(model.get_weights()[0], before[0])
@@ -767,7 +767,7 @@ def test_name_taken(keras, building, name):
 
 @both_kerases
 def test_name_that_only_looks_taken(keras):
-    """A metric of one of several outputs is logged under the name of the output too."""
+    """The log of a metric of one of several outputs begins with the name of the output."""
     metrics = [[keras.metrics.MeanAbsoluteError(name="penalty")], []]
     model = build(keras, heads=("one", "two"), metrics=metrics)
     assert {"penalty", "one_penalty"} <= set(fit_logged(model, y=[Y, Y]))

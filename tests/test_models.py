@@ -1,4 +1,4 @@
-"""`set_regularizers` and `penalties`, against models rebuilt through their configs and sums computed by hand."""
+"""`set_regularizers` and `penalties`, compared with models rebuilt from their configs and sums computed by hand."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from tf_keras import layers
 import tfk_regularizers as tfk
 from tfk_regularizers import L1, L2, OrthogonalRegularizer, _keras, penalties, serialize, set_regularizers
 
-# tf_keras warns of its own `.h5` format, which users still have.
+# tf_keras warns about its own `.h5` format, which users still have.
 pytestmark = pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file:UserWarning")
 
 
@@ -62,7 +62,7 @@ def recurrent(keras):
 
 def bidirectional(keras):
     layers = keras.layers
-    rnn = layers.SimpleRNN if keras is tf_keras else layers.GRU  # the other forgets its activity regularizer there
+    rnn = layers.SimpleRNN if keras is tf_keras else layers.GRU  # Keras 3's SimpleRNN ignores its activity regularizer
     both = layers.Bidirectional(rnn(2, return_sequences=True, name="both"), name="both")
     backward = rnn(2, go_backwards=True, name="second")
     own = layers.Bidirectional(rnn(2, name="first"), backward_layer=backward, name="own")
@@ -79,7 +79,7 @@ def attention(keras):
 
 @tf_keras.saving.register_keras_serializable("tests")
 class Subclassed(tf_keras.Model):
-    """Two blocks in a list, of layers whose names are the same, and a loss of the user's own."""
+    """A model with two layers of the same name in a list, and a loss of its own."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -97,11 +97,11 @@ SAVED += [
 ]  # others take ten seconds each
 WEIGHTS = ("kernel", "bias", "depthwise", "pointwise", "recurrent", "embeddings", "gamma", "beta", "alpha")
 KEYWORDS = [f"{name}_regularizer" for name in WEIGHTS]
-UNWRITTEN = ("Dense", "Conv2D", "DepthwiseConv2D", "SeparableConv2D")  # Keras 3 writes no activity regularizer of None
+UNWRITTEN = ("Dense", "Conv2D", "DepthwiseConv2D", "SeparableConv2D")  # Keras 3 omits an activity regularizer of None
 
 
 def built(make, keras=tf_keras):
-    """A model with every weight, biases too, at random."""
+    """A model whose weights, including biases, are random."""
     keras.utils.set_random_seed(0)
     model = make(keras)
     if not model.built:
@@ -126,14 +126,14 @@ def data(model, count=8):
 
 
 def rebuilt(model, **regularizers):
-    """The same model through its config, in which each of the keywords is written wherever it stands."""
+    """Rebuild the model from its config, after replacing the regularizers of these keywords in it."""
 
     def walk(config, around=""):
         if isinstance(config, dict):
             keys = [*config, *(["activity_regularizer"] if around in UNWRITTEN else [])]
             changed = {key: serialize(regularizers[key]) for key in keys if key in regularizers}
             if library_of(model) is not tf_keras and around in ("EinsumDense", "MultiHeadAttention"):
-                changed.pop("activity_regularizer", None)  # as in tf_keras, where the file drops it
+                changed.pop("activity_regularizer", None)  # as in tf_keras, whose files omit it
             return {**{key: walk(value, config.get("class_name")) for key, value in config.items()}, **changed}
         return [walk(value) for value in config] if isinstance(config, (list, tuple)) else config
 
@@ -155,7 +155,7 @@ def by_path(model):
 
 
 def present(model):
-    """The weight keywords that change something, found by the package's own error."""
+    """The weight keywords that would change something, according to the package's own error message."""
     with pytest.raises(ValueError, match="would change nothing") as caught:
         set_regularizers(model, no_regularizer=None)
     listed = str(caught.value).split("Expected one of: ")[1].rstrip(".").split(", ")
@@ -164,7 +164,7 @@ def present(model):
 
 def saved_and_loaded(model, suffix, folder):
     model.save(folder / f"model{suffix}", **({} if suffix else {"save_format": "tf"}))
-    # Keras 3.15 does not open its .h5 files of models that are compiled with "mse".
+    # Keras 3.15 does not open its .h5 files of models that were compiled with "mse".
     arguments = {} if isinstance(model, tf_keras.Model) else {"compile": False}
     return library_of(model).models.load_model(folder / f"model{suffix}", **arguments)
 
@@ -178,7 +178,7 @@ def only(*names):
 
 
 def state(model):
-    """All that a failing call must leave alone."""
+    """Everything that a failing call must leave unchanged."""
     if not isinstance(model, tf_keras.Model):
         return state_in_keras3(model)
     found = [json.dumps(model.get_config(), default=str), model.train_function, model.test_function]
@@ -214,7 +214,7 @@ class TestSetRegularizers:
         assert_equals_rebuilt(model, **truth)
         assert sorted(penalties(model)) == sorted(paths)
         found, losses = list(by_path(model).values()), values(model)
-        if keras is not tf_keras:  # which lists losses in the order of the weights
+        if keras is not tf_keras:  # Keras 3 lists losses in the order of the weights
             found, losses = sorted(found), sorted(losses)
         np.testing.assert_allclose(found, losses, rtol=1e-6)
         assert all(value.shape == () for value in penalties(model).values())
@@ -248,7 +248,7 @@ class TestSetRegularizers:
     @pytest.mark.light(make=[sequential])
     @both_kerases
     def test_fit(self, make, keras):
-        """A traced step is traced anew: equal to a model that never knew anything else, optimizer state included."""
+        """The step is traced again, keeps the optimizer state, and trains like a model built with this regularizer."""
         model = built(make, keras)
         x = data(model)
         y = np.zeros((len(x), 2))
@@ -310,7 +310,7 @@ class TestSetRegularizers:
         model = built(recurrent, keras)
         for name in ("lstm", "simple"):
             vars(model.get_layer(name).cell)["name" if keras is not tf_keras else "_name"] = (
-                "cell"  # the stack's are alike
+                "cell"  # the stack's cells may have the old name
             )
         stack = model.get_layer("stack").cell
         cells = [f"stack/{stack.name}/{cell.name}/kernel" for cell in stack.cells]
@@ -358,7 +358,7 @@ class TestSetRegularizers:
     @pytest.mark.light(make=[sequential, nested])
     @both_kerases
     def test_activity_regularizer(self, make, given, keras):
-        """The symbolic loss of one from construction goes too, or `fit` would meet a tensor of another graph."""
+        """The symbolic loss from construction is removed too; otherwise `fit` would use a tensor of another graph."""
         model = rebuilt(built(make, keras), activity_regularizer=given)
         x = data(model)
         removed = set_regularizers(model, activity_regularizer=None)
@@ -378,7 +378,7 @@ class TestSetRegularizers:
 
     @both_kerases
     def test_attribute_set_by_hand(self, keras):
-        """What users try first changes nothing; the attribute is taken back all the same."""
+        """Setting the attribute, which users try first, changes no loss; `set_regularizers` still resets it."""
         model = built(sequential, keras)
         model.layers[0].kernel_regularizer = L2(0.1)
         assert model.losses == []
@@ -396,7 +396,7 @@ class TestSetRegularizers:
         assert loss == pytest.approx(sum(values(block)), rel=1e-6)
 
     def test_partitioned_weight(self):
-        """One penalty for each shard, as tf_keras has it."""
+        """There is one penalty for each shard, as in tf_keras."""
         sharded_variable = pytest.importorskip("tensorflow.python.distribute.sharded_variable")
         model = built(sequential)
         layer = model.layers[0]
@@ -408,7 +408,7 @@ class TestSetRegularizers:
         assert model.losses == []
 
     def test_weight_whose_attribute_is_a_tensor(self):
-        """As wrappers that quantize leave it: the variable is still among the weights, and still penalized."""
+        """Quantization wrappers leave a layer like this: the variable is still a weight, and still penalized."""
         model = built(sequential)
         hidden = model.layers[0]
         vars(hidden)["kernel"] = tf.identity(hidden.kernel)
@@ -560,7 +560,7 @@ class TestPenalties:
 
     @pytest.mark.heavy
     def test_replicas_equal_one_device(self, run_python):
-        """The loop of the docstring, on two replicas and on one device: virtual devices want a process of their own."""
+        """The loop in the docstring gives the same on two replicas as on one. Virtual devices need a new process."""
         script = """
             import numpy as np, tensorflow as tf, tf_keras
             from tfk_regularizers import penalties, set_regularizers
@@ -634,7 +634,7 @@ def test_penalties_of_a_keras_3_model(frozen):
 
 
 class Unknown(layers.Layer):
-    """A layer whose class a program that loads it lacks, for it is registered nowhere."""
+    """A layer whose class is not registered, so that it is not found when the layer is loaded."""
 
     def build(self, shape):
         self.kernel = self.add_weight("kernel", (shape[-1], 2), initializer="ones", regularizer=self.regularizer)
@@ -646,7 +646,7 @@ class Unknown(layers.Layer):
 
 @pytest.mark.parametrize("regularizer", [L2(0.5), None])
 def test_layer_loaded_from_a_saved_model_without_its_class(regularizer, tmp_path):
-    """It consists of graphs that cannot change, in which the outputs of the layers inside are too."""
+    """Such a layer consists of graphs that cannot be changed, including the outputs of its inner layers."""
     layer = Unknown(name="unknown")
     layer.regularizer = regularizer
     model = chain(tf_keras, (4,), layer, layers.Dense(1, kernel_initializer="ones", name="head"))
@@ -692,7 +692,7 @@ def test_warning_of_regularizers_from_before_the_import_lists_the_layers(builtin
 def test_set_regularizers_warns_of_those_that_stay(builtin):
     model = with_hidden(builtin.L2(0.1), builtin.OrthogonalRegularizer(0.1))
     before = state(model)
-    with pytest.raises(UserWarning, match="in 'block/hidden1', because "):  # it is an error in these tests
+    with pytest.raises(UserWarning, match="in 'block/hidden1', because "):  # warnings are errors in these tests
         set_regularizers(model, kernel_regularizer="l2", where=only("hidden0"))
     assert state(model) == before
     set_regularizers(model, kernel_regularizer="l2")

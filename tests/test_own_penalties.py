@@ -1,4 +1,4 @@
-"""Penalties of a user's own, derived from `Penalty`: their arguments, configs and copies, and the errors."""
+"""Users' own penalties, derived from `Penalty`: their arguments, configs, copies and errors."""
 
 import copy
 import dataclasses
@@ -168,7 +168,7 @@ def test_argument_that_is_not_set_raises():
 
 
 def test_subclass_of_a_penalty_has_free_names_and_the_config_of_one_of_the_built_in(builtin):
-    """Its copies have all its attributes: a variable that is no factor stays one."""
+    """Its copies have all its attributes, and a variable that is not a factor stays a variable."""
 
     def make(module):
         class WithFactor(module.L2):

@@ -14,7 +14,7 @@ from oracles import PENALTIES
 import tfk_regularizers as tfk
 from tfk_regularizers._penalties import KERAS_PENALTIES, NEW_PENALTIES, execution
 
-# Of the value, of the gradient. Halves are computed in float32, and only their gradients are rounded to them.
+# Of the value, and of the gradient. Half types are computed in float32, and only gradients are rounded to them.
 TOLERANCES = {
     "float16": (2e-6, 1e-3),
     "bfloat16": (2e-6, 8e-3),
@@ -22,8 +22,8 @@ TOLERANCES = {
     "float64": (1e-12, 1e-12),
     "complex64": (2e-6, 2e-6),
 }
-# From 2**18 elements L1 and L1L2 have custom gradients in eager mode, from 2**23 an XLA cluster in a graph; above 1024
-# rows orthogonality is computed in halves or in blocks.
+# L1 and L1L2 use custom gradients in eager mode from 2**18 elements, and an XLA cluster in a graph from 2**23. Above
+# 1024 rows, orthogonality is computed in halves or in blocks.
 SHAPES = [(3, 4), (4, 3), (64, 64), (300, 2000), (2000, 300)]
 SMALL = [(), (0,), (5,), (2, 0, 3), (2, 3, 4, 5, 2, 2)]
 LARGE = [(2**18,), (2**22 + 7,), (2**23 - 1,), (2**23,), (2**23 + 2**11 - 1,)]
@@ -43,7 +43,7 @@ def normal(shape, dtype="float32", seed=0):
 
 @pytest.fixture
 def cluster_from_half_a_million(monkeypatch):
-    """Let smaller tensors take the route of 2**23 elements, whose derivatives would take too long here."""
+    """Use the code path for 2**23 elements, whose derivatives would take too long here, for smaller tensors."""
     monkeypatch.setattr(execution, "XLA_CLUSTER_IN_GRAPH_FROM", 2**19)
 
 
@@ -57,7 +57,7 @@ def made(name):
 
 
 def assert_right(results, name, x, tolerances=(2e-6, 2e-6)):
-    """A value and a gradient are those of the oracle."""
+    """Assert that a value and a gradient are those of the oracle."""
     for result, expected, tolerance in zip(results, PENALTIES[name][1](exact(x)), tolerances, strict=True):
         assert_close(exact(result), expected, tolerance)
 
@@ -107,7 +107,7 @@ def test_sums_over_any_shape(name, mode, shape):
 @pytest.mark.parametrize("values", ["normal", "equal"])
 @pytest.mark.parametrize("name", ["l1", "l2", "l1_l2", "group columns", "group rows"])
 def test_sums_of_64_million_are_right_and_equal_in_every_run(name, values, mode):
-    """A plain sum under XLA of TensorFlow 2.21 is percents off; nightlies of 2.22 had a race in reductions."""
+    """Under XLA of TensorFlow 2.21, a plain sum is off by percents; nightlies of 2.22 had a race in reductions."""
     make, oracle = PENALTIES[name]
     x = tf.fill([2**13, 2**13], 0.1) if values == "equal" else tf.random.stateless_normal([2**13, 2**13], [1, 2])
     parts = np.split(x.numpy(), 16, axis=1 if name == "group columns" else 0)
@@ -118,7 +118,7 @@ def test_sums_of_64_million_are_right_and_equal_in_every_run(name, values, mode)
     assert_close(runs.pop(), expected, 1e-5)
 
 
-# In what a sum is compiled, its static shape and its shape: XLA:CPU adds a plain sum one by one.
+# The strategy, the static shape and the shape of a sum: XLA:CPU adds the elements of a plain sum one by one.
 COMPILED = {
     "small": (None, [724, 724], [724, 724]),
     "large": (None, [4096, 1024], [4096, 1024]),
@@ -182,7 +182,7 @@ def test_forward_mode(name, shape, mode):
     assert_close(run(mode, differentiation.forward_derivative(made(name)), x, v), expected, 1e-10)
 
 
-# TensorFlow has no gradient of the forward derivative of a function that it has traced before.
+# TensorFlow has no gradient of the forward-mode derivative of a function that is already traced.
 @pytest.mark.parametrize("size", [35, 2**18, 2**19], ids=["small", "custom gradient in eager", "cluster in a graph"])
 @pytest.mark.usefixtures("cluster_from_half_a_million")
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_unknown_static_shapes(name, signature, mode):
 
 @penalties
 def test_autograph_converts_no_penalty(name):
-    """There is nothing to convert, and the conversion would take a second of a user's first step."""
+    """There is nothing to convert, and the conversion would add a second to a user's first step."""
     penalty = made(name)
     model = tf_keras.Sequential([tf_keras.layers.Dense(2, kernel_regularizer=penalty, input_shape=(3,))])
     converted = set()
@@ -253,7 +253,7 @@ def test_halves_neither_overflow_nor_vanish(name, dtype):
 
 @elementwise
 def test_mixed_float16_activity_penalty(name):
-    """tf_keras divides the activity penalty by the batch size afterwards: the sum passes 65504, the mean does not."""
+    """tf_keras then divides the activity penalty by the batch size: the sum exceeds 65504, and the mean does not."""
     arguments = {"kernel_initializer": "ones", "activity_regularizer": made(name), "dtype": "mixed_float16"}
     model = tf_keras.Sequential([tf_keras.layers.Dense(2000, input_shape=(20,), **arguments)])
     model.compile(tf_keras.optimizers.SGD(0.0), "mse")
@@ -349,7 +349,7 @@ def test_a_zero_factor_leaves_its_term_out_of_l1_l2_only(builtin, kind):
 @pytest.mark.parametrize("cls", [tfk.L1, tfk.L2, tfk.L1L2, tfk.OrthogonalRegularizer, tfk.SampledOrthogonalRegularizer])
 @pytest.mark.parametrize(("dtype", "factor", "size"), FACTORS)
 def test_factors_of_any_size(cls, dtype, factor, size):
-    """Where the product is in range it is right, however large or small the factor is."""
+    """If the product is in range, it is right, however large or small the factor is."""
     name = "factor" if "Orthogonal" in cls.__name__ else "l2" if cls is tfk.L2 else "l1"
     expected = factor * {"factor": 1, "l1": 4 * size, "l2": 4 * size * size}[name]
     if expected < float(tf.as_dtype(dtype).max):

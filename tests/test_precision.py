@@ -1,4 +1,4 @@
-"""Half precision, mixed and pure, and float64: a few steps of training against float32 and against NumPy."""
+"""Mixed and pure half precision, and float64: a few steps of training, compared with float32 and NumPy."""
 
 import functools
 
@@ -23,7 +23,7 @@ mixed = pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 
 @pytest.fixture(autouse=True)
 def as_before():
-    """The global policy, which follows floatx where none is set, and floatx are what they were."""
+    """Restore floatx and the global policy, which follows floatx if it is not set."""
     floatx = tf_keras.backend.floatx()
     yield
     tf_keras.mixed_precision.set_global_policy(None)
@@ -34,16 +34,16 @@ def as_before():
 
 
 def away_from_zero(shape, seed):
-    """Numbers of both signs that every half type holds, at least 1/4 large.
+    """Numbers of both signs that are exact in every half type, and at least 1/4 in absolute value.
 
-    Where |x| has its kink, a rounding error decides the sign, and one flipped sign changes a gradient by its whole.
+    At the kink of |x|, a rounding error decides the sign, and a flipped sign changes a gradient completely.
     """
     random = np.random.default_rng(seed)
     return random.choice([-1.0, 1.0], shape) * random.integers(16, 48, shape) / 64
 
 
 def places_of_the_built_in(name):
-    """Where tf_keras's own penalty works: its orthogonality not where the batch size is unknown."""
+    """Where tf_keras's own penalty works: its orthogonality fails if the batch size is unknown."""
     return ("kernel", "activity") if name.startswith("l") else ("kernel",)
 
 
@@ -52,7 +52,7 @@ def data(inputs):
 
 
 def build(module, name, places, *, units=24, inputs=12, policy=None, keras=tf_keras):
-    """A model whose first layer has the penalty in these places; its outputs are positive, so theirs has no kink."""
+    """A model whose first layer has the penalty in these places; its outputs are positive, so they avoid the kink."""
     if policy is not None:
         keras.mixed_precision.set_global_policy(policy)
     regularizers = {f"{place}_regularizer": PENALTIES[name][0](module) for place in places}
@@ -69,7 +69,7 @@ def fitted(model):
     before = [weight.astype("float64") for weight in model.get_weights()]
     units = model.layers[0].units
     keras = tf_keras if isinstance(model, tf_keras.Model) else KERASES["Keras 3"]
-    model.compile(keras.optimizers.SGD(1.2 / units), "mse")  # the larger the gradient of the outputs, the smaller
+    model.compile(keras.optimizers.SGD(1.2 / units), "mse")  # the gradient of the outputs grows with the units
     losses = [model.train_on_batch(*batch) for batch in zip(np.split(x, STEPS), np.split(y, STEPS), strict=True)]
     return np.array(losses), before, [weight.astype("float64") for weight in model.get_weights()]
 
@@ -80,10 +80,10 @@ def in_float32(name, places, **sizes):
 
 
 def assert_trained_alike(name, places, policy, weights_are_halves=False, **sizes):
-    """The same losses and the same change of the weights as in float32, but for the rounding of the half type.
+    """Assert that losses and changes of weights are the same as in float32, up to the rounding of the half type.
 
-    Losses: a relative error of one rounding or two is left of the many, which point both ways. Weights: a gradient is a
-    product of activations and of gradients, each rounded; a half weight is rounded once more in each step.
+    A loss keeps a relative error of one or two roundings, because its many roundings have both signs. A gradient is a
+    product of activations and gradients, each rounded; a half-precision weight is rounded once more in each step.
     """
     unit = ROUNDOFF[policy]
     expected_losses, expected_before, expected = in_float32(name, places, **sizes)
@@ -109,7 +109,7 @@ def test_mixed_precision_trains_as_float32(name, place, policy, keras):
     model = assert_trained_alike(name, (place,), policy, keras=keras)
     scaled = isinstance(model.optimizer, keras.mixed_precision.LossScaleOptimizer)
     assert scaled == (policy == "mixed_float16")
-    if scaled:  # no gradient was infinite: no step has been skipped, no scale lowered
+    if scaled:  # no gradient was infinite, so no step was skipped and the scale was not lowered
         assert int(model.optimizer.iterations) == STEPS
         scale = model.optimizer.loss_scale if keras is tf_keras else model.optimizer.dynamic_scale
         assert float(scale) == model.optimizer.initial_scale
@@ -119,7 +119,7 @@ def test_mixed_precision_trains_as_float32(name, place, policy, keras):
 @penalties
 @pytest.mark.heavy
 def test_mixed_precision_of_a_wide_layer(name, policy, monkeypatch):
-    """Sums in XLA clusters, and pairs in blocks, of the kernel and of the outputs, whose rows are few."""
+    """Sums use XLA clusters and pairs use blocks, for the kernel and for the outputs, which have few rows."""
     monkeypatch.setattr(execution, "XLA_CLUSTER_IN_GRAPH_FROM", 2**18)
     assert_trained_alike(name, ("kernel", "activity"), policy, units=1100, inputs=300)
 
@@ -136,7 +136,7 @@ def test_pure_float16_trains_as_float32(name, keras):
 @penalties
 @both_kerases
 def test_penalties_of_a_half_model_are_float32_and_right(name, policy, keras):
-    """Kernels arrive as they are stored, activities as halves; the penalty of what arrives has float32's error."""
+    """Penalties receive kernels as they are stored and activities in half precision, and have float32's error."""
     model = build(tfk, name, ("kernel", "activity"), policy=policy, keras=keras)
     layer = model.layers[0]
     x, _ = data(12)
@@ -173,7 +173,7 @@ def test_scale_that_overflows_is_lowered_as_with_the_built_in(builtin, name):
 
 @pytest.fixture
 def float64():
-    """Keras computes in float64; `as_before` puts back what was."""
+    """Let Keras compute in float64; `as_before` restores the setting."""
     tf_keras.backend.set_floatx("float64")
 
 

@@ -1,4 +1,4 @@
-"""What the README shows is what happens."""
+"""The snippets in the README print the outputs shown there, and links in the documentation work."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ from libraries import needs_host
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = ("README.md", "examples/README.md", "examples/benchmark.md", "examples/orthogonality.md", "tests/README.md")
-# A snippet, and the output that stands right below it.
+# Each snippet, with the output directly below it.
 SNIPPETS = re.findall(r"```python\n(.*?)```\n(?:\n```\n(.*?)```\n)?", README, re.S)
 
 RUN = """
@@ -27,7 +27,7 @@ print(json.dumps(outputs))
 
 @pytest.fixture(scope="module", params=["tf_keras", pytest.param("keras", marks=needs_host)])
 def outputs(request, run_python, tmp_path_factory):
-    """What each snippet prints, one after the other in a process that has not imported the package before."""
+    """The output of each snippet. They run in order, in one process that has not imported the package."""
     file = tmp_path_factory.mktemp("readme") / "snippets.json"
     snippets = [re.sub(r"(?m)^import keras .*", f"import {request.param} as keras", snippet) for snippet, _ in SNIPPETS]
     file.write_text(json.dumps(snippets))

@@ -1,4 +1,4 @@
-"""What import, register and unregister put into Keras, and take out again."""
+"""What importing, registering and unregistering the package changes in Keras."""
 
 import inspect
 import itertools
@@ -36,12 +36,12 @@ def state(builtin):
         if name.startswith("REGISTERED"):
             tables[name] = {k: v for k, v in table.items() if "egularizer" in f"{k} {v}"}
     tables["exports"] = {k: v for k, v in tf_export._NAME_TO_SYMBOL_MAPPING.items() if "regularizers" in k}
-    # Python gives a class its `__annotations__` when they are read.
+    # Python adds `__annotations__` to a class only when they are read.
     return {name: {k: v for k, v in table.items() if k != "__annotations__"} for name, table in tables.items()}
 
 
 def changes(before, builtin):
-    """The entries that are another object now (another text or tuple for these), in the tables that were there."""
+    """The entries of the earlier tables that are another object now, or not equal if they are strings or tuples."""
     found, after = [], state(builtin)
     for table, content in before.items():
         for name in {**content, **after.get(table, {})}:
@@ -52,7 +52,7 @@ def changes(before, builtin):
 
 
 def program(source):
-    """A program with the names and functions above. It imports tf_keras, and not the package."""
+    """A program with the names and functions above, which do not import the package."""
     imports = "import importlib, sys, warnings\nimport tensorflow as tf\nfrom tensorflow.python.util import tf_export\n"
     return f"{imports}NAMES = {NAMES}\n{inspect.getsource(state)}\n{inspect.getsource(changes)}\n{source}"
 
@@ -91,11 +91,11 @@ assert_same_as(before)
 
 import tfk_regularizers as tfk
 
-assert len(changes(before, BUILTIN)) > 30  # the tables do show an import
+assert len(changes(before, BUILTIN)) > 30  # an import does change the tables
 registered = state(BUILTIN)
 assert "l1_l2" in registered["strings of Keras 3"]
 
-# What is held from before
+# Names and instances from before the import
 assert held is BUILTIN["L2"] is not tf_keras.regularizers.L2
 config = {"module": "keras.regularizers", "class_name": "L2", "config": {"l2": 0.5}, "registered_name": None}
 assert tf_keras.regularizers.serialize(older) == config
@@ -107,7 +107,7 @@ layer = dense(2, kernel_regularizer=Own(0.5), kernel_initializer="ones")
 layer.build((None, 3))
 assert float(layer.losses[0]) == 3.0
 
-# Layers from before warn where they are met
+# Layers from before the import cause a warning
 warnings.simplefilter("error", UserWarning)
 content = lambda: [(vars(layer).copy(), list(layer._callable_losses)) for layer in model.layers]
 kept = content()
@@ -123,12 +123,12 @@ assert kept == content()
 tfk.set_regularizers(model, kernel_regularizer="l2", bias_regularizer="l1", activity_regularizer=tfk.L2(0.5))
 assert len(tfk.penalties(model)) == 6
 
-# Facades that are imported afterwards, and several calls
+# Facades that are imported afterwards, and repeated calls
 late = [importlib.import_module(f"tf_keras.api._{v}.keras.regularizers") for v in ("v1", "v2")]
 
 def hold(modules, expected):
     for module in modules:
-        is_first = "_v1" in module.__name__  # which has no orthogonality
+        is_first = "_v1" in module.__name__  # v1 has no orthogonality
         names = [name for name in NAMES if not (is_first and "rthogonal" in name)]
         assert all(getattr(module, name) is expected[name] for name in names), module
 
@@ -145,7 +145,7 @@ for _ in range(2):
     tfk.unregister()
 assert_same_as(before)
 
-# Imported anew, the package takes the place of the former
+# If the package is imported again, it replaces the former one
 tfk.register()
 for name in [name for name in sys.modules if name.startswith("tfk_regularizers")]:
     del sys.modules[name]
@@ -185,7 +185,7 @@ def test_unregistered_names_of_tf_keras_are_the_built_in_ones(builtin):
         assert getattr(tf_keras.regularizers, name) is obj
     assert type(tf_keras.layers.Dense(2, kernel_regularizer="l2").kernel_regularizer) is builtin.L2
     assert type(tf_keras.regularizers.get(tfk.serialize(builtin.L2(0.5)))) is builtin.L2
-    assert type(layer.kernel_regularizer) is tfk.L2  # a layer keeps what it has
+    assert type(layer.kernel_regularizer) is tfk.L2  # a layer keeps its regularizer
     assert float(layer.losses[0]) == pytest.approx(0.06)
     assert type(tfk.get("l2")) is type(tfk.get(tfk.serialize(tfk.L2(0.5)))) is tfk.L2  # these need no registration
 
@@ -196,7 +196,7 @@ def test_objects_of_the_user_stay_and_prevent_nothing():
         pass
 
     class L2(tf_keras.regularizers.Regularizer):
-        """Of the same name as ours."""
+        """A class of the same name as ours."""
 
     tf_keras.saving.register_keras_serializable("my_package")(Mine)
     tf_keras.saving.get_custom_objects()["L2"] = L2
@@ -222,7 +222,7 @@ def failing_midway(*names, **keywords):
 
 SAVING, SOURCE = tf_keras.saving, sys.modules[tf_keras.regularizers.Regularizer.__module__]
 CALLS, EXPORT = itertools.count(), SOURCE.keras_export
-BREAK = {  # what is replaced, and by what; None deletes it
+BREAK = {  # owner, name and replacement of an attribute; None deletes it
     "no export": (SOURCE, "keras_export", None),
     "export of another signature": (SOURCE, "keras_export", lambda *names: SOURCE),
     "export that fails midway": (SOURCE, "keras_export", failing_midway),
@@ -421,7 +421,7 @@ def test_keras_3_can_be_left_out():
     assert tf_keras.regularizers.L2 is tfk.L2
     assert type(tf.keras.layers.Dense(3, kernel_regularizer="l2").kernel_regularizer) is source.L2
     touched = {change.partition(" ")[0] for change in changes(before, {})}
-    own = ("tf_keras", "exports", "('tf_keras'", "('keras'")  # and in the custom objects of Keras 3
+    own = ("tf_keras", "exports", "('tf_keras'", "('keras'")  # the last one: custom objects of Keras 3
     assert all(name.startswith(own) for name in touched), touched
     tfk.register()
     tfk.register(keras3=False)

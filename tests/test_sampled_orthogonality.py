@@ -41,11 +41,11 @@ def test_a_sample_of_all_rows_is_exact(axis, sample_size, mode):
 @axes
 @pytest.mark.light(mode=["graph"], axis=["rows"])
 def test_the_value_is_unbiased(axis, mode):
-    """The mean of m draws is within five of its standard errors of the exact value, and these shrink like 1 / √m."""
+    """The mean of m draws is within five standard errors of the exact value, and the errors shrink like 1 / √m."""
     penalty = tfk.SampledOrthogonalRegularizer(1.0, axis, 4)
     x = tf.constant(oriented(table(12, 2), axis))
     tf.random.set_seed(7)
-    # One draw a call: in one program XLA of TensorFlow 2.18 draws the same random numbers again.
+    # Each call draws once, because XLA of TensorFlow 2.18 repeats its random numbers within a program.
     draw = penalty if mode == "eager" else tf.function(penalty, jit_compile=mode == "xla" or None)
     values = np.array([draw(x) for _ in range(2000)], "float64")
     exact, _ = orthogonal(table(12, 2).astype("float64"), 1.0, "rows")
@@ -57,7 +57,7 @@ def test_the_value_is_unbiased(axis, mode):
 
 
 def test_every_pair_is_drawn_as_often():
-    """Of 5 rows, the 10 pairs: a table in which one pair alone is parallel costs that pair's frequency."""
+    """If only one of the 10 pairs of 5 rows is parallel, the mean penalty is the frequency of that pair."""
     tf.random.set_seed(3)
     penalty = tf.function(tfk.SampledOrthogonalRegularizer(1.0, sample_size=2))
     for i, j in itertools.combinations(range(5), 2):
@@ -70,7 +70,7 @@ def test_every_pair_is_drawn_as_often():
 @modes
 @pytest.mark.light(mode=["graph"])
 def test_rows_are_drawn_uniformly_from_a_hundred_million(mode):
-    """By position: the mean, and how many fall into each tenth, are within five standard deviations."""
+    """The mean position, and the share of each tenth of the rows, are within five standard deviations."""
     tf.random.set_seed(5)
     n, draws = 10**8, 200
     rows = tf.range(n)[:, tf.newaxis]
@@ -93,7 +93,7 @@ def test_rows_are_drawn_without_replacement(n, size, mode):
 
 
 def test_every_row_is_drawn_as_often_if_half_of_them_are_drawn():
-    """The numbers that are drawn again are no more likely to be some than others."""
+    """Drawing repeated numbers again does not prefer some rows to others."""
     tf.random.set_seed(9)
     draw = tf.function(lambda: sampled_orthogonal.draw_slices(tf.range(8), 4, 0))
     counts = np.bincount(np.concatenate([draw().numpy() for _ in range(2000)]), minlength=8) / 2000
@@ -186,9 +186,7 @@ def test_an_embedding_trains(mode):
 
 
 @pytest.mark.parametrize("save_format", ["keras", "h5", "tf"])
-@pytest.mark.filterwarnings(
-    "ignore:You are saving your model as an HDF5 file:UserWarning"
-)  # tf_keras says so each time
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file:UserWarning")  # tf_keras warns each time
 def test_files_hold_it_under_the_name_of_the_package(save_format, tmp_path):
     regularizer = tfk.SampledOrthogonalRegularizer(0.25, "columns", 7)
     model = tf_keras.Sequential([tf_keras.layers.Dense(9, kernel_regularizer=regularizer, input_shape=(4,))])

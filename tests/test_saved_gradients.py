@@ -1,4 +1,4 @@
-"""The gradients of penalties in SavedModels, in a process that does not have the package."""
+"""The gradients of penalties in SavedModels that are loaded in a process without the package."""
 
 import operator
 import textwrap
@@ -14,7 +14,7 @@ import tfk_regularizers as tfk
 
 
 def with_variables(penalty):
-    """The penalty, whose factors become variables that have been changed."""
+    """Replace the factors of the penalty by variables that have been assigned, and return it."""
     for term in getattr(penalty, "regularizers", [penalty]):
         for name in {"l1", "l2", "factor"} & {*vars(term)}:
             variable = tf.Variable(9.0, trainable=False)
@@ -24,7 +24,7 @@ def with_variables(penalty):
 
 
 PENALTIES = oracles.PENALTIES | {
-    # Of no more rows than it draws it takes all.
+    # With no more rows than the sample size, all rows are used.
     "sampled": (lambda _: tfk.SampledOrthogonalRegularizer(0.3, sample_size=2000), oracles.PENALTIES["rows"][1]),
     "sum": (
         lambda _: tfk.L1(0.3) + tfk.OrthogonalRegularizer(0.3),
@@ -38,7 +38,7 @@ SHAPES = {(7, 5): False, (8, 5): True, (1100, 300): False, (1100, 64): False}  #
 @pytest.mark.heavy
 @pytest.mark.parametrize("custom_gradients", [True, False])
 def test_saved_model_without_the_package_has_the_gradients(custom_gradients, tmp_path, run_python):
-    """Whether Keras or TensorFlow loads it. Saved without custom gradients, they are right or an error."""
+    """They are right in Keras and TensorFlow. Without saved custom gradients, they are right or raise an error."""
     truths, inputs, outputs = {}, [], []
     for name, (make, truth) in PENALTIES.items():
         for shape, has_variables in SHAPES.items():

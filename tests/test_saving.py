@@ -1,4 +1,4 @@
-"""Every route by which a model is saved and loaded, with this package and without it."""
+"""All ways to save and load a model, with this package and without it."""
 
 import copy
 import inspect
@@ -14,7 +14,7 @@ import tf_keras
 
 import tfk_regularizers as tfk
 
-# float32 holds these factors exactly, so that the built-in writes them unchanged. The keys are names of layers.
+# These factors are exact in float32, so the built-in writes them unchanged.
 REGULARIZERS = {
     "l1": ("L1", {"l1": 0.0078125}),
     "l2": ("L2", {"l2": 0.015625}),
@@ -26,7 +26,7 @@ REGULARIZERS = {
 
 
 def build():
-    """A compiled model with what tf_keras.regularizers holds at the moment."""
+    """A compiled model with the classes that are currently in tf_keras.regularizers."""
 
     def make(key):
         name, arguments = REGULARIZERS[key]
@@ -77,7 +77,7 @@ def build_counting():
 
 
 def save_all(model, folder):
-    """The model, and one with the subclass, in every format, under names that end as the format does."""
+    """Save the model, and one with the subclass, in every format, with the suffix of the format."""
     for prefix, saved in (("", model), ("counting_", build_counting())):
         saved.save(folder / f"{prefix}model.keras")
         saved.save(folder / f"{prefix}model.h5")
@@ -88,7 +88,7 @@ def save_all(model, folder):
 
 
 def load(path):
-    """The model in a file; one from JSON gets weights and optimizer, which are those of the .keras file beside it."""
+    """Load a model. One from JSON is compiled, and gets the weights of the .keras file in the same folder."""
     if path.suffix != ".json":
         return tf_keras.models.load_model(path)
     model = tf_keras.models.model_from_json(path.read_text())
@@ -98,7 +98,7 @@ def load(path):
 
 
 def counting_losses(folder):
-    """The losses of the model with the subclass in every file; weights that do not match what there is raise."""
+    """The losses of the model with the subclass in every file. Weights that do not match raise an error."""
     status = build_counting().load_weights(folder / "counting_weights" / "checkpoint")
     status.assert_existing_objects_matched().assert_consumed()
     files = [folder / f"counting_{file}" for file in ("model.keras", "model.h5", "model")]
@@ -109,7 +109,7 @@ def counting_losses(folder):
 FILES = ("model.keras", "model.h5", "model", "model.json")
 files = pytest.mark.parametrize("file", FILES)
 
-# A program that never imports the package: it opens what is in one folder and writes its own files into another.
+# A program that never imports the package: it opens the files in one folder and writes its own into another.
 PLAIN = f"""
 import json, pathlib, sys
 import numpy as np
@@ -146,7 +146,7 @@ def description(model):
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory):
-    """A folder with the files of a model that has our regularizers, saved before any use as the plain one is."""
+    """A folder with the files of a model that has our regularizers, saved before any use, like the plain one."""
     folder = tmp_path_factory.mktemp("ours")
     save_all(build(), folder)
     return folder
@@ -154,7 +154,7 @@ def ours(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(ours, tmp_path_factory, run_python):
-    """A folder with the files of the same model from a process without this package, and what it found in ours."""
+    """A folder with the files of the same model from a process without this package, and its report on ours."""
     folder = tmp_path_factory.mktemp("plain")
     run_python("-c", PLAIN, ours, folder)
     return folder
@@ -255,7 +255,7 @@ def test_losses_of_a_saved_model_without_keras(ours, description):
 
 
 class Stronger(tfk.L2):
-    """A user's subclass of ours."""
+    """A user's subclass of our L2."""
 
 
 @pytest.mark.parametrize("file", ["model.keras", "model.h5", "model"])
@@ -277,7 +277,7 @@ def test_subclass_of_the_user_is_saved_as_itself(builtin, tmp_path, file):
 
 
 def test_subclass_that_holds_a_variable(ours, plain):
-    """What one side has written the other opens, and its own. A class that is registered needs no custom objects."""
+    """Each side opens its own files and the other's. A class that is registered needs no custom objects."""
     assert Counting.__mro__[1] is tfk.L2
     report = json.loads((plain / "report.json").read_text())
     assert counting_losses(ours) == counting_losses(plain) == report["counting"] == [3.0] * 3
@@ -300,7 +300,7 @@ def missing(x):
 @pytest.mark.light(make=[Stronger])
 @pytest.mark.light(copied=["keras"])
 def test_missing_class_or_function_raises_once_its_penalty_is_asked_for(tmp_path, make, copied):
-    """As in tf_keras, which has the name in its place; and what is saved meanwhile has all of it."""
+    """As in tf_keras, the model can be used and saved again meanwhile, and its file then has the whole regularizer."""
     model = tf_keras.Sequential([tf_keras.layers.Dense(2, kernel_regularizer=make(), input_shape=(3,))])
     expected, x = float(model.losses[0]), np.ones((1, 3), "float32")
     model.save(tmp_path / "model.keras")
@@ -320,7 +320,7 @@ def test_missing_class_or_function_raises_once_its_penalty_is_asked_for(tmp_path
 
 
 def test_class_of_the_main_program_in_h5(tmp_path, restored):
-    """Keras writes no module for it."""
+    """Keras writes no module for such a class."""
     functions = {"__call__": lambda self, x: 0.0, "get_config": lambda self: {}}
     own = type("Own", (tfk.L2,), {"__module__": "__main__"})
     other = type("Other", (tf_keras.regularizers.Regularizer,), {"__module__": "__main__", **functions})

@@ -1,4 +1,4 @@
-"""RegularizationScheduler against NumPy and against variables assigned by hand, and what it must refuse."""
+"""RegularizationScheduler, compared with SGD steps in NumPy, and what it must refuse."""
 
 import csv
 import dataclasses
@@ -17,7 +17,7 @@ import tfk_regularizers as tfk
 from tfk_regularizers import L1, L1L2, L2, RegularizationScheduler, log_penalties
 
 RATE = 0.125
-X, Y = np.zeros((8, 3), "float32"), np.zeros((8, 2), "float32")  # no gradient but that of a penalty
+X, Y = np.zeros((8, 3), "float32"), np.zeros((8, 2), "float32")  # only a penalty has a gradient
 EPOCHS = [0.5, 0.0, 0.03125]
 LIBRARIES = [tf_keras] + ([] if KERAS3 is None else [KERAS3])
 COMPILING = [{}, {"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 2}]
@@ -46,7 +46,7 @@ def decay(library=tf_keras):
 
 
 def builtin_of(keras):
-    """The regularizers of a Keras itself."""
+    """The built-in regularizers of a version of Keras."""
     return BUILTIN if keras is tf_keras else sys.modules[keras.regularizers.Regularizer.__module__]
 
 
@@ -55,7 +55,7 @@ def by_epoch(epoch):
 
 
 def assert_trained_by_l2(model, factors):
-    """Weights that were ones are what SGD steps with these factors make of them, in float64."""
+    """Assert that weights of ones were changed as by SGD steps with these factors in float64."""
     expected = np.prod(1 - RATE * 2 * np.array(factors))
     np.testing.assert_allclose(model.get_weights()[0], np.full((3, 2), expected), rtol=1e-6)
 
@@ -127,7 +127,7 @@ def test_nothing_to_schedule(keras, regularizers, arguments, says):
 @pytest.mark.light(keras=[tf_keras])
 @pytest.mark.light(failure=[None])
 def test_fit_that_the_schedule_ends(keras, failure, when):
-    """The factor stays, and the model can train on. A TypeError in a schedule does not mean the other signature."""
+    """The factor stays, and training can go on. A TypeError in a schedule is not taken for another signature."""
 
     def schedule(epoch):
         if epoch == when and isinstance(failure, TypeError):
@@ -161,7 +161,7 @@ def test_model_of_an_older_keras_3(monkeypatch):
 @pytest.mark.light(compiling=COMPILING[:2])
 def test_equals_numpy(keras, compiling):
     model = build(keras, L2(9.0), **compiling)
-    fit(model, epochs=1)  # traced already, with the number
+    fit(model, epochs=1)  # the step is traced with the number
     model.set_weights([np.ones((3, 2))])
     history = fit(model, RegularizationScheduler(by_epoch))
     assert_trained_by_l2(model, np.repeat(EPOCHS, 2))
@@ -171,7 +171,7 @@ def test_equals_numpy(keras, compiling):
 
 @both_kerases
 def test_signatures(keras):
-    """Two required arguments get the factor of each; one with a default is the user's own."""
+    """A second required argument receives the factor of each penalty; one with a default is the user's own."""
     model = build(keras, L2(0.5), L2(0.25))
     history = fit(model, RegularizationScheduler(lambda epoch, factor: factor / 2))
     assert history["dense0/kernel/l2"] == [0.25, 0.125, 0.0625]
@@ -184,7 +184,7 @@ def test_signatures(keras):
 @both_kerases
 @pytest.mark.parametrize("per_execution", [1, 2])
 def test_learning_rate_schedule_counts_the_steps_of_this_fit(keras, per_execution):
-    """A schedule of either Keras, whatever the model is of."""
+    """Each schedule works, whichever version of Keras the schedule and the model belong to."""
     model = build(keras, L2(9.0), steps_per_execution=per_execution)
     fit(model, epochs=1)
     factors = np.repeat([0.5 * (1 - step / 8) for step in range(0, 6, per_execution)], per_execution)
@@ -198,7 +198,7 @@ def test_learning_rate_schedule_counts_the_steps_of_this_fit(keras, per_executio
 @both_kerases
 @pytest.mark.parametrize("factor", [9.0, tf.Variable(9.0, trainable=False)], ids=["number", "variable"])
 def test_traced_once_more_and_not_again(keras, factor):
-    """A second fit goes on, from `initial_epoch` too. A variable needs no other trace."""
+    """Later fits use the same trace, also with `initial_epoch`. If the factor is a variable, no new trace is needed."""
     traces = []
     model = build(keras, L2(factor), loss=lambda y, y_pred: traces.append(1) or (y_pred - y) ** 2)
     fit(model, epochs=1)
@@ -216,7 +216,7 @@ def test_traced_once_more_and_not_again(keras, factor):
 
 @both_kerases
 def test_one_scheduler_for_several_models(keras):
-    """Of both Kerases too."""
+    """The models may belong to different versions of Keras."""
     models, scheduler = [build(tf_keras, L2(9.0)), build(keras, L2(9.0), L2(9.0))], RegularizationScheduler(by_epoch)
     for model in models:
         assert fit(model, scheduler)["l2"] == EPOCHS
@@ -243,13 +243,13 @@ def test_loop_of_ones_own(keras):
 
 @pytest.mark.parametrize(
     ("library", "file"),
-    [*itertools.product(KERASES, ["model.keras", "model.h5"]), ("tf_keras", "model")],  # which Keras 3 does not load
+    [*itertools.product(KERASES, ["model.keras", "model.h5"]), ("tf_keras", "model")],  # Keras 3 loads no SavedModel
 )
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 def test_loaded_models(library, file, tmp_path):
     keras = KERASES[library]
     build(keras, L2(9.0)).save(tmp_path / file)
-    is_compiled = library == "tf_keras" or file == "model.keras"  # Keras 3 fails to compile what an .h5 file has
+    is_compiled = library == "tf_keras" or file == "model.keras"  # Keras 3 fails to compile a model from .h5
     model = keras.models.load_model(tmp_path / file, compile=is_compiled)
     if not is_compiled:
         model.compile(keras.optimizers.SGD(RATE), "mse")
@@ -258,7 +258,7 @@ def test_loaded_models(library, file, tmp_path):
 
 
 def attention(keras, regularizer):
-    """A MultiHeadAttention of one input, which a Sequential takes."""
+    """A MultiHeadAttention with one input, so that a Sequential model accepts it."""
 
     @keras.utils.register_keras_serializable("test_scheduler")
     class Attention(keras.layers.MultiHeadAttention):
@@ -271,14 +271,14 @@ def attention(keras, regularizer):
             self._build_from_signature(query=shape, value=shape)
             return super().build(shape)
 
-        def compute_output_spec(self, x):  # of Keras 3
+        def compute_output_spec(self, x):  # called by Keras 3
             return super().compute_output_spec(x, x)
 
     return Attention(2, 3, kernel_regularizer=regularizer)
 
 
 def inline(keras, _):
-    """A layer that keeps its regularizer under no attribute."""
+    """A layer that does not keep its regularizer in an attribute."""
 
     @keras.utils.register_keras_serializable("test_scheduler")
     class Inline(keras.layers.Layer):
@@ -314,7 +314,7 @@ def test_layers_and_their_files(keras, name, built, tmp_path):
     y = np.zeros(type(layer).from_config(layer.get_config())(x).shape)
     model = keras.Sequential([*([keras.Input((5, 3))] if built else []), layer])
     model.compile(keras.optimizers.SGD(0.0), "mse")
-    if built or name == "inline":  # which has no regularizer before
+    if built or name == "inline":  # `inline` has no regularizer until it is built
         model.fit(x, y, verbose=0)
     logs = []
     for factor in (0.5, 0.25):
@@ -327,10 +327,10 @@ def test_layers_and_their_files(keras, name, built, tmp_path):
     for file in (
         "model.keras",
         *(["model"] if built and keras is tf_keras else []),
-    ):  # a SavedModel of some takes ten seconds
+    ):  # some take ten seconds as a SavedModel
         model.save(tmp_path / file)
         again = keras.models.load_model(tmp_path / file)
-        if name != "inline":  # whose constructor has its own
+        if name != "inline":  # `inline` always starts with L2(9.0)
             assert again.evaluate(x, y, verbose=0) == pytest.approx(logs[1]["loss"][0], rel=1e-5)
 
 
@@ -379,8 +379,8 @@ def test_the_later_scheduler_of_a_factor_wins(keras):
     [
         (by_epoch, 1, EPOCHS[1:]),
         (by_epoch, -1, EPOCHS[1:]),
-        (lambda epoch, factor: factor / 2, 1, [0.25, 0.125]),  # starts from the number that the penalty has
-        (decay(), 1, [0.3125, 0.1875]),  # before BackupAndRestore, it counts the steps before too
+        (lambda epoch, factor: factor / 2, 1, [0.25, 0.125]),  # it starts from the current number of the penalty
+        (decay(), 1, [0.3125, 0.1875]),  # before BackupAndRestore, it counts the earlier steps too
         (decay(), -1, [0.4375, 0.3125]),
     ],
 )

@@ -1,4 +1,4 @@
-"""What is particular to soft orthogonality: two forms of one formula, by the smaller Gram matrix."""
+"""Tests specific to soft orthogonality: two forms of one formula, using the smaller Gram matrix."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def hessian(x, v, factor, of, diagonal):
     return 4 * factor * (difference @ v + change @ x)
 
 
-# TensorFlow has no gradient of the forward derivative of a function that it has traced before.
+# TensorFlow has no gradient of the forward-mode derivative of a function that is already traced.
 @diagonal
 @pytest.mark.parametrize(("shape", "of"), [((7, 5), "rows"), ((7, 5), "columns")], ids=str)
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_equals_the_formula_by_the_whole_gram_matrix(shape, of, diagonal, mode):
 @pytest.mark.parametrize("shape", [(64, 96), (96, 64), (65, 64)], ids=str)
 @pytest.mark.light(mode=["eager", "graph"])
 def test_digits_are_kept_near_the_minimum(shape, diagonal, mode):
-    """Orthonormal rows, or columns, but for 1e-3: right to the last digits of what is summed, or of ‖xᵀx‖²."""
+    """With rows or columns that are orthonormal up to 1e-3, errors are within the rounding of the sum, or of ‖xᵀx‖²."""
     q = np.linalg.qr(normal((max(shape), min(shape))))[0]
     x = ((q if shape[0] > shape[1] else q.T) + 1e-3 * normal(shape, 1)).astype("float32")
     value, gradient = run(
@@ -117,7 +117,7 @@ def test_digits_are_kept_near_the_minimum(shape, diagonal, mode):
 
 @modes
 def test_a_difference_is_never_below_zero(mode):
-    """Orthogonal rows, and many of zeros: ‖xᵀx‖² and Σ‖xᵢ‖⁴ are equal."""
+    """If rows are orthogonal, and many of them zero, ‖xᵀx‖² and Σ‖xᵢ‖⁴ are equal."""
     for seed in range(5):
         x = np.zeros((300, 50), "float32")
         x[::6] = np.linalg.qr(normal((50, 50), seed))[0] * np.linspace(1, 3, 50)[:, np.newaxis]
@@ -145,8 +145,8 @@ def test_empty_matrices_and_single_slices(shape, diagonal, mode):
 @pytest.mark.light(mode=["eager", "graph"], shape=[(6, 4), (4, 6)], of=["rows"])
 @pytest.mark.light(mode=["eager"], shape=[(1, 3), (3, 1)])
 def test_nan_stays_nan_and_overflow_is_infinite(shape, number, of, diagonal, mode):
-    """The value is that of float32 NumPy, but NaN for a single NaN slice; the gradient hides no NaN and no infinity."""
-    x = np.abs(normal(shape).astype("float32"))  # of one sign: no inf - inf
+    """The value is NumPy's in float32, except that NaN always gives NaN; the gradient hides no NaN and no infinity."""
+    x = np.abs(normal(shape).astype("float32"))  # of one sign, to avoid inf - inf
     if np.isfinite(number):
         x *= number
     else:
@@ -166,7 +166,7 @@ def test_kernels_of_more_axes_are_a_matrix():
     assert_close(gradient, expected_gradient.reshape(kernel.shape), 1e-12)
 
 
-# How a step is called in which the penalty is a part.
+# Functions that call the penalty inside control flow, or recompute it.
 CALLERS = {
     "cond": lambda penalty: lambda x: tf.cond(tf.reduce_sum(x) < 1e9, lambda: penalty(x), lambda: x[0, 0]),
     "cond in cond": lambda penalty: CALLERS["cond"](CALLERS["cond"](penalty)),
@@ -209,7 +209,7 @@ def test_first_and_second_order_in_control_flow(shape, caller, mode, diagonal):
 @pytest.mark.parametrize("shape", [(4, 3), (3, 4)], ids=str)
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_whole_hessian_by_a_jacobian(mode, shape, of, diagonal):
-    """`tf.vectorized_map` of the gradient of the gradient."""
+    """A jacobian applies `tf.vectorized_map` to the gradient of the gradient."""
     x, penalty = normal(shape), tfk.SoftOrthogonalRegularizer(0.3, of, diagonal)
 
     def whole(x):
@@ -226,7 +226,7 @@ def test_whole_hessian_by_a_jacobian(mode, shape, of, diagonal):
 @diagonal
 @pytest.mark.parametrize("jit_compile", [None, True], ids=["graph", "xla"])
 def test_a_million_rows_of_64(run_python, jit_compile, diagonal):
-    """Beside x and its gradient no more than one matrix like x, which is 256 MB."""
+    """Besides x and its gradient, there is at most one matrix of the size of x, which is 256 MB."""
     script = f"""
 import re
 import tensorflow as tf
@@ -273,7 +273,7 @@ def test_arguments_are_checked_and_saved():
 
 @pytest.mark.parametrize("file", ["model.keras", "model"])
 def test_a_saved_model_trains(file, tmp_path):
-    """With a penalty on outputs of an unknown number as well."""
+    """The penalty is also on outputs, whose number is unknown."""
     penalty = tfk.SoftOrthogonalRegularizer(0.5, "columns", diagonal=False)
     layer = tf_keras.layers.Dense(4, kernel_regularizer=penalty, activity_regularizer=penalty, input_shape=(3,))
     model = tf_keras.Sequential([layer])

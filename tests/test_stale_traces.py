@@ -1,4 +1,4 @@
-"""The warning of an argument that is changed after a graph has read it: functions traced before keep the old value."""
+"""The warning about an argument that is changed after a graph has read it: traced functions keep the old value."""
 
 import copy
 import pickle
@@ -16,7 +16,7 @@ X, Y = np.zeros((4, 3), "float32"), np.zeros((4, 2), "float32")
 
 def warns(penalty, name):
     advice = r"after a graph had read it.*call `compile` or `set_regularizers`.*tf\.Variable.*RegularizationScheduler"
-    return pytest.warns(UserWarning, match=f"`{name}` of a regularizer {type(penalty).__name__} was changed {advice}")
+    return pytest.warns(UserWarning, match=f"`{name}` of {type(penalty).__name__} was changed {advice}")
 
 
 def build(penalty, keyword="kernel_regularizer", **compiling):
@@ -34,7 +34,7 @@ def loss(model, step="fit"):
 @pytest.mark.parametrize("step", ["fit", "evaluate", "train_on_batch"])
 @pytest.mark.parametrize("advised", ["compile", "set_regularizers"])
 def test_warns_once_until_the_step_is_traced_again(step, advised):
-    """At the line that sets the factor; and what the warning advises works."""
+    """The warning points to the line that sets the factor, and its advice works."""
     penalty = L2(0.5)
     model = build(penalty)
     assert loss(model, step) == 3.0

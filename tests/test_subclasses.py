@@ -1,4 +1,4 @@
-"""Subclasses of the penalties that users write behave as those of the built-in classes."""
+"""Users' subclasses of the penalties behave like subclasses of the built-in classes."""
 
 import abc
 import copy
@@ -16,7 +16,7 @@ import tfk_regularizers as tfk
 
 
 def subclasses(module, name):
-    """Subclasses of the regularizers of tf_keras or of this package, in a global of that name, where pickle looks."""
+    """Subclasses of the regularizers in `module`. The global `name` must refer to them, so that pickle finds them."""
 
     class PerChannel(module.L2):
         def __init__(self, l2=(0.1, 0.2, 0.3)):
@@ -73,7 +73,7 @@ COPIES = {"copy": copy.copy, "deepcopy": copy.deepcopy, "pickle": lambda value: 
 @pytest.mark.parametrize("name", vars(OF_OURS))
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 def test_subclass_behaves_as_that_of_the_built_in(name, copied, tmp_path):
-    """The attributes of an instance and of its copy, and the loss and the checkpoint of a layer with either."""
+    """Compares the attributes of an instance and of its copy, and the loss and the checkpoint of a layer with each."""
 
     def outcome(cls):
         found = []

@@ -1,4 +1,4 @@
-"""summary: its lines, its notes, and the sum, against `penalties`."""
+"""summary: its lines, its notes and the sum, compared with `penalties`."""
 
 import re
 import sys
@@ -35,7 +35,7 @@ def test_weights_and_outputs_of_nested_layers(keras):
     total = sum(penalties.values())
     here = "tfk_regularizers"
     kernel, bias = (f"{penalties[path]:.4g}" for path in ("block/dense/kernel", "head/bias"))
-    shares = [f"{100 * value / total:.0f} %" for value in penalties.values()]
+    shares = [f"{100 * value / total:.0f}%" for value in penalties.values()]
     assert rows == [
         ["block/dense/kernel", "(4, 3)", "L2(l2=0.5)", here, kernel, shares[0]],
         ["head/bias", "(2,)", "L1(l1=0.01)", here, bias, shares[1]],
@@ -116,7 +116,7 @@ def test_without_rich(monkeypatch):
     model.build((None, 3))
     printed = []
     summary(model, print_fn=printed.append)
-    assert re.search(r"^a/kernel +\(3, 1\) +L2\(l2=0\.01\) +tfk_regularizers +0\.03 +100 %$", printed[0], re.M)
+    assert re.search(r"^a/kernel +\(3, 1\) +L2\(l2=0\.01\) +tfk_regularizers +0\.03 +100%$", printed[0], re.M)
 
 
 @needs_host

@@ -1,4 +1,4 @@
-"""Sums of regularizers: their values, what merges, every route by which they are saved, and what is refused."""
+"""Sums of regularizers: their values, which terms merge, all ways to save them, and what is refused."""
 
 import copy
 import inspect
@@ -43,11 +43,11 @@ class Cubes(tf_keras.regularizers.Regularizer):
 
 
 class Stronger(L2):
-    """A subclass of a user."""
+    """A user's subclass."""
 
 
 def gives(make):
-    """A regularizer that returns whatever it is told to."""
+    """A regularizer that returns make(x)."""
     return type("Gives", (tf_keras.regularizers.Regularizer,), {"__call__": lambda _, x: make(x)})()
 
 
@@ -139,7 +139,7 @@ def test_a_term_that_returns_anything_else_is_refused(bad):
 
 
 def test_each_term_is_called_on_the_input_of_the_sum():
-    """A ragged output is for each term what it is without the sum, and a variable is passed on itself."""
+    """Each term treats a ragged output as it does without the sum, and receives the variable itself."""
     ragged = tf.ragged.constant([[1.0, 2.0], [3.0]])
     assert float(tfk.Sum([L1(0.5), L2(0.25)])(ragged)) == 3.0 + 3.5
     with pytest.raises(TypeError, match="Inputs to OrthogonalRegularizer must be dense"):
@@ -155,7 +155,7 @@ def test_in_a_functional_model_and_on_a_symbolic_tensor():
     model = tf_keras.Model(inputs, outputs)
     model.add_loss(two()(outputs))
     model(matrix())
-    activity, added = sorted(float(loss) for loss in model.losses)  # tf_keras divides the first by the batch's size
+    activity, added = sorted(float(loss) for loss in model.losses)  # tf_keras divides the first by the batch size
     assert activity == pytest.approx(added / 7, rel=1e-6)
 
 
@@ -316,7 +316,7 @@ OURS = [term for term in TERMS if not isinstance(term, Cubes)]
 
 
 def build(keras=tf_keras, terms=TERMS):
-    """A model with a sum of two on every kernel and output, one term shared, and of all on a bias."""
+    """A model with sums of two neighboring terms on kernels and outputs, and of all terms on the last layer."""
     layers = [keras.Input((4,))]
     for one, other in itertools.pairwise(terms):
         layers.append(keras.layers.Dense(4, "tanh", kernel_regularizer=one + other, activity_regularizer=other + one))
@@ -330,7 +330,7 @@ def build(keras=tf_keras, terms=TERMS):
 
 
 def describe(model):
-    """The regularizers, with the numbers of variable factors as files hold them, and every loss."""
+    """The regularizers, with variable factors written as numbers, as in files, and every loss."""
     model(np.linspace(-1, 1, 8, dtype="float32").reshape(2, 4))
     found = [
         getattr(layer, f"{kind}_regularizer", None) for layer in model.layers for kind in ("kernel", "bias", "activity")
@@ -369,7 +369,7 @@ def test_files_and_copies_of_a_model_hold_the_sums(tmp_path, copied):
     assert isinstance(other.layers[0].kernel_regularizer.regularizers[0].l2, float)
     other.compile("sgd", "mse")
     assert np.isfinite(other.train_on_batch(np.ones((2, 4)), np.ones((2, 3))))
-    if (tmp_path / "model").exists():  # without Keras there are the losses of the weights
+    if (tmp_path / "model").exists():  # without Keras, only the losses of the weights can be loaded
         plain = tf.saved_model.load(str(tmp_path / "model"))
         found = [float(loss()) for loss in plain.regularization_losses]
         assert len(found) == 6
@@ -404,7 +404,7 @@ print(json.dumps([refused, [describe(tf_keras.models.load_model(file)) for file 
 
 @pytest.mark.heavy
 def test_files_open_in_another_process(tmp_path, run_python):
-    """Without the package they give the error of Keras; with it, they open."""
+    """Without the package, Keras raises its error; with it, the files open."""
     sums, files = build(terms=OURS), [str(tmp_path / file) for file in FILES]
     for file in files:
         sums.save(file)
@@ -432,7 +432,7 @@ def test_sums_work_in_keras_3(tmp_path):
 def test_a_term_that_is_registered_in_keras_3_is_found(tmp_path):
     @sys.modules["keras"].saving.register_keras_serializable("test_sums")
     class Mine(L2):
-        """A subclass of a user."""
+        """A user's subclass."""
 
     layer = KERAS3.layers.Dense(2, kernel_regularizer=Mine(0.5) + Orthogonal())
     model = KERAS3.Sequential([KERAS3.Input((3,)), layer])

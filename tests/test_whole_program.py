@@ -1,4 +1,4 @@
-"""Programs in processes of their own: with deterministic ops, and with the graphs of TensorFlow 1."""
+"""Programs in separate processes: with deterministic operations, and with TensorFlow 1 graphs."""
 
 import json
 import pathlib
@@ -50,7 +50,7 @@ def run_program(run_python, program, **settings):
 
 def test_deterministic_runs_are_equal_bit_by_bit_and_the_import_adds_no_other_package(run_python):
     result = run_program(run_python, DETERMINISTIC)
-    # A second name of one that is there, and modules that export the regularizers of the Keras that is there.
+    # A second name of a loaded module, and modules that export the regularizers of the loaded Keras.
     exports = ("tensorflow.keras", "tensorflow.keras.regularizers", "keras._tf_keras.keras.regularizers")
     imported = set(result.pop("imported")) - {"tf_keras.regularizers.__init__", *exports}
     assert "tfk_regularizers" in imported
@@ -102,7 +102,7 @@ model.compile(tf_keras.optimizers.legacy.SGD(0.1), "mse")
 loss = model.fit(np.zeros((4, 3)), np.zeros((4, 2)), epochs=2, verbose=0).history["loss"]
 result["fit"] = difference(loss, np.array([0.06, 0.06 * 0.998**2]))
 
-# A variable factor is shown at any time, and written once Keras's session has given it a value.
+# A variable factor can be shown at any time, and its number once Keras's session has initialized it.
 variable = tf.Variable(0.125, trainable=False, use_resource=True)
 regularizer = tfk.L2(variable)
 assert repr(regularizer) == "L2(l2=<a variable of shape (), dtype float32, trainable=False>)"
@@ -119,7 +119,7 @@ print(json.dumps(result))
 
 @pytest.mark.parametrize("before", [True, False], ids=["imported before", "imported after"])
 def test_tensorflow_1_graphs(run_python, before):
-    """The relative differences from the oracle, of values, gradients, losses of layers and a training, are small."""
+    """Values, gradients, losses of layers and a training differ little from the oracle."""
     result = run_program(run_python, GRAPHS, IMPORTED_BEFORE=before)
     assert len(result) == 2 * 2 * (len(PENALTIES) + 1) + 3
     assert {name: difference for name, difference in result.items() if not difference < 1e-6} == {}

@@ -1,4 +1,4 @@
-"""Under XLA: training compiled as a whole, and the programs that are made for a GPU and for a CPU."""
+"""XLA: training that is compiled as a whole, and the programs that are compiled for a GPU and for a CPU."""
 
 import re
 import types
@@ -19,7 +19,7 @@ SAMPLED = {
     "sampled columns": lambda: tfk.SampledOrthogonalRegularizer(0.3, "columns", sample_size=100),
     "sampled tiled": lambda: tfk.SampledOrthogonalRegularizer(0.3, sample_size=2000),
 }
-# Of no more rows than it draws, a sample is all of them: the one case in which two runs are equal.
+# With no more rows than the sample size, all rows are used: only then are two runs equal.
 EXACT = REGULARIZERS | {"sampled": lambda: tfk.SampledOrthogonalRegularizer(0.3, sample_size=2000)}
 
 
@@ -27,7 +27,7 @@ EXACT = REGULARIZERS | {"sampled": lambda: tfk.SampledOrthogonalRegularizer(0.3,
 
 
 class Counting(tf_keras.regularizers.Regularizer):
-    """A regularizer that notes the shape at each call, that is at each trace of a compiled step."""
+    """A regularizer that records the shape at each call, that is, at each trace of a compiled step."""
 
     def __init__(self, regularizer):
         self.regularizer, self.shapes = regularizer, []
@@ -57,9 +57,9 @@ def data(rows):
 @pytest.mark.parametrize("name", EXACT)
 @pytest.mark.heavy
 def test_fit_with_a_ragged_last_batch_equals_one_without_xla(name, units):
-    """Batches of 8, 8 and 4, whose size no layer knows; where it is unknown, and from 1025 columns on, there are tiles.
+    """No layer knows the batch sizes 8, 8 and 4. For unknown sizes, and for more than 1024 columns, tiles are used.
 
-    The gradient of outputs of an unknown number needs a loop whose slices have a size that XLA can tell.
+    The gradient for an unknown number of outputs needs a loop whose slices have a size that XLA can infer.
     """
     if units == 1100 and name not in ("columns", "l1_l2"):
         units = 200
@@ -70,8 +70,8 @@ def test_fit_with_a_ragged_last_batch_equals_one_without_xla(name, units):
         model = build(kernel, activity, jit_compile, units)
         first = model.fit(x, y, batch_size=8, epochs=1, shuffle=False, verbose=0).history["loss"]
         traces = len(kernel.shapes), len(activity.shapes)
-        # One trace of the step for all the batches, whose size is unknown in it; and one more before it, because its
-        # first call makes variables.
+        # The step is traced once for all batches, with an unknown batch size, and once before that, because its first
+        # call creates variables.
         assert kernel.shapes == [(6, units)] * 2
         assert set(activity.shapes) == {(None, units)}
         more = model.fit(x, y, batch_size=8, epochs=3, shuffle=False, verbose=0).history["loss"]
@@ -97,7 +97,7 @@ def test_compiled_function_is_traced_once_for_each_shape(name):
 
 
 def forget_shape(penalty):
-    """The penalty of a tensor whose static shape TensorFlow does not know; XLA does."""
+    """The penalty, called on a tensor whose static shape TensorFlow does not know, but XLA does."""
     return lambda x: penalty(tf.compat.v1.placeholder_with_default(x, [None] * x.shape.rank))
 
 
@@ -118,7 +118,7 @@ def largest(text):
 @pytest.mark.parametrize("name", [*REGULARIZERS, *SAMPLED])
 @pytest.mark.light(dtype=["float32"], gpu_listed=[False])
 def test_lowers_for_a_gpu(monkeypatch, name, shape, dtype, gpu_listed):
-    """Value and gradient, without such a device; with one, there are blocks from 8192 rows on alone."""
+    """Value and gradient can be lowered without a GPU. If a GPU is listed, blocks are used only above 8192 rows."""
     kinds = ["CPU", "GPU"] if gpu_listed else ["CPU"]
     devices = [types.SimpleNamespace(device_type=kind) for kind in kinds]
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda: devices)
@@ -168,7 +168,7 @@ def test_optimized_program_holds_nothing_larger_than_its_input(name, dtype):
 
 
 def test_largest_finds_the_gram_matrix_of_the_built_in(builtin):
-    """What the tests above look for is there to be found."""
+    """The Gram matrix, which the tests above must not find, is found in the built-in."""
     built_in = value_and_gradient(builtin.OrthogonalRegularizer(0.3))
     spec = [tf.TensorSpec([ROWS, 16], tf.float32)]
     assert largest(program(built_in, spec, stage="optimized_hlo")) >= ROWS**2

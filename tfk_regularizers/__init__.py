@@ -1,4 +1,4 @@
-"""Replaces Keras's weight regularizers by more accurate and faster ones, and adds new ones. For TensorFlow.
+"""Replaces Keras's weight regularizers with more accurate and faster ones, and adds new ones. For TensorFlow.
 
 Importing this package replaces the built-in regularizers of `tf_keras` (Keras 2) and of `tf.keras` (Keras 3.12 or
 later). Strings, class names and saved models then give the classes below:

@@ -84,8 +84,8 @@ def serialize(regularizer: Any, use_legacy_format: bool = False) -> Any:
 
     Args:
         regularizer: A regularizer, or `None`.
-        use_legacy_format: Whether to return the format of `.h5` files and SavedModels instead of that of `.keras`
-            files. Defaults to `False`.
+        use_legacy_format: Whether to return the format of `.h5` files and SavedModels instead of the one of
+            `.keras` files. Defaults to `False`.
 
     Returns:
         A dict that can be written as JSON, or `None`.
@@ -205,8 +205,8 @@ def _parse(config):
     has_arguments = is_function or ("config" in config and isinstance(inner, (dict, type(None))))
     if not (isinstance(name, str) and has_arguments and isinstance(registered, (str, type(None)))):
         raise ValueError(
-            "Improper regularizer config. Expected a dict with the keys `class_name`, a string, and `config`, a dict, "
-            f"and `registered_name`, if it is there, a string. Received: {short_repr(config)}"
+            "Improper regularizer config. Expected a dict with the keys `class_name` (a string) and `config` (a dict), "
+            f"and possibly `registered_name` (a string). Received: {short_repr(config)}"
         )
     if is_function:
         return [inner], {}

@@ -49,7 +49,7 @@ def set_regularizers(model: Any, *, where: Where = None, **regularizers: Identif
             model's layers as well.
         regularizers: For each keyword (`kernel_regularizer`, `bias_regularizer`, `depthwise_regularizer`,
             `pointwise_regularizer`, `recurrent_regularizer`, `embeddings_regularizer`, `gamma_regularizer`,
-            `beta_regularizer`, `alpha_regularizer`, `activity_regularizer`, or that of a layer of your own), a
+            `beta_regularizer`, `alpha_regularizer`, `activity_regularizer`, or a keyword of your own layers), a
             regularizer, any other identifier that `get` accepts, or `None` to remove the regularizer.
 
     Returns:
@@ -158,6 +158,6 @@ def check_where(where: Any) -> None:
         is_nested = one is not where and not isinstance(one, (str, *versions.layer_bases()))
         if where is not None and (inspect.isclass(one) or is_nested or not (callable(one) or isinstance(one, str))):
             expected = "a name or a function of a layer, such as `lambda layer: isinstance(layer, Dense)`, or None"
-            raise invalid_argument("where", f"a layer, a list of layers, {expected}", where)
+            raise invalid_argument("where", f"a layer, a list of layers and names, {expected}", where)
     if isinstance(where, (list, tuple)) and not where:
-        raise invalid_argument("where", "a layer, a name, or a list of some", where)
+        raise invalid_argument("where", "at least one layer or name", where)

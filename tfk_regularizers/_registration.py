@@ -1,4 +1,4 @@
-"""Replace Keras's built-in regularizers by those of this package, and undo that."""
+"""Replace Keras's built-in regularizers with this package's, and restore them."""
 
 import sys
 import warnings
@@ -25,7 +25,7 @@ class _DefaultL1L2:
 
 
 def register(keras3: bool = True) -> None:
-    """Replaces Keras's built-in regularizers by those of this package. Importing the package calls it.
+    """Replaces Keras's built-in regularizers with this package's. Importing the package calls it.
 
     Afterwards strings, configs and saved models give the classes of this package, and so do `tf_keras.regularizers`
     and, with Keras 3, `keras.regularizers` and `tf.keras.regularizers`. Models are saved as plain Keras files. Keras 3
@@ -120,8 +120,8 @@ def _register_in_keras3(keras: Any, as_host: bool, strings: bool) -> None:
     except Exception as error:
         _unregister_in_keras3()
         warnings.warn(
-            f"tfk_regularizers does not support Keras {keras.__version__}, whose built-in regularizers stay. Those of "
-            f"tf_keras are replaced. Received: {error!r}",
+            f"tfk_regularizers does not support Keras {keras.__version__}, whose built-in regularizers stay. The "
+            f"regularizers of tf_keras are replaced. Received: {error!r}",
             stacklevel=3,
         )
 

@@ -23,7 +23,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
     """Changes a factor of a model's penalties during training, as `LearningRateScheduler` changes the learning rate.
 
     It is a callback for `fit` of tf_keras and Keras 3 models. When training begins, it replaces the numbers that it
-    schedules by variables, so the traced step reads the current value; the model traces its steps once more. After
+    schedules with variables, so the traced step reads the current value; the model traces its steps once more. After
     `fit`, the penalties keep these variables with their last value. Factors that are variables already are assigned.
     Saved models contain the current number.
 
@@ -90,7 +90,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
         super().set_model(model)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Called by Keras: finds the penalties, and replaces their factors by variables."""
+        """Called by Keras: finds the penalties, and replaces their factors with variables."""
         versions.check_tensorflow_2("RegularizationScheduler")
         if self._schedule_kind == "step" and self.model.optimizer is None:
             raise ValueError("A LearningRateSchedule counts the steps of the model's optimizer. Compile it with one.")
@@ -131,7 +131,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
             logs.update(factors if self._values_differ or self._name in logs else by_name)
 
     def _make_variables(self, active: list[ActiveRegularizer]) -> None:
-        """Replace factors that are numbers by variables, and let the model trace its steps again."""
+        """Replace factors that are numbers with variables, and let the model trace its steps again."""
         numbers = [penalty for penalty in self._penalties.values() if not is_factor_variable(vars(penalty)[self._name])]
         if not numbers:
             return
@@ -257,7 +257,7 @@ def _check_schedulable(one: ActiveRegularizer, term: Any, name: str, active: lis
     for other in active:
         if not other.chosen and any(term is inner for inner in _terms(other.regularizer)):
             raise ValueError(
-                f"{refused} without that of {other.path!r}, which `where` excludes: both have the same instance of "
+                f"{refused} without changing {other.path!r}, which `where` excludes: both have the same instance of "
                 f"{type(term).__name__}. Give the chosen layers their own, with the same `where`: "
                 f"`set_regularizers(model, kernel_regularizer={short_repr(one.regularizer)}, where=...)`."
             )

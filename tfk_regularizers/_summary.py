@@ -44,8 +44,8 @@ def summary(model: Any, print_fn: Callable[[str], Any] | None = None) -> None:
     ┏━━━━━━━━━━━━━━━━━━┳━━━━━━━━┳━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━┳━━━━━━━━━┳━━━━━━━┓
     ┃ Weight or output ┃ Shape  ┃ Regularizer ┃ From             ┃ Penalty ┃ Share ┃
     ┡━━━━━━━━━━━━━━━━━━╇━━━━━━━━╇━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━╇━━━━━━━━━╇━━━━━━━┩
-    │ hidden/kernel    │ (4, 3) │ L2(l2=0.01) │ tfk_regularizers │    0.12 │ 100 % │
-    │ head/bias        │ (1,)   │ L1(l1=0.01) │ tfk_regularizers │       0 │   0 % │
+    │ hidden/kernel    │ (4, 3) │ L2(l2=0.01) │ tfk_regularizers │    0.12 │  100% │
+    │ head/bias        │ (1,)   │ L1(l1=0.01) │ tfk_regularizers │       0 │    0% │
     │ head/activity    │        │ L1(l1=0.01) │ tfk_regularizers │         │       │
     └──────────────────┴────────┴─────────────┴──────────────────┴─────────┴───────┘
     Sum of the penalties of weights: 0.12
@@ -74,7 +74,7 @@ def _cells(row: Regularized, total: float) -> tuple[str, ...]:
     if row.penalty is None:
         return path, shape, _described(row.regularizer), source(row.regularizer), "", ""
     penalty = float(row.penalty)
-    share = f"{100 * penalty / total:.0f} %" if total else ""
+    share = f"{100 * penalty / total:.0f}%" if total else ""
     return path, shape, _described(row.regularizer), source(row.regularizer), f"{penalty:.4g}", share
 
 

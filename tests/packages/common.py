@@ -1,4 +1,4 @@
-"""What every model of another package has to do."""
+"""Checks that a model of any other package must pass."""
 
 import pytest
 import tensorflow as tf
@@ -17,9 +17,9 @@ def history_of(model, x, y, epochs=1, callbacks=()):
 
 
 def check_everything(model, x, y, count, *, callbacks=(), keyword="kernel_regularizer"):
-    """Remove, set, schedule, log and replace the penalties of `count` weights, of a model with learning rate 0."""
+    """Remove, set, schedule, log and replace the penalties of `count` weights of a model with learning rate 0."""
 
-    def loss():  # of a trained step, and of `evaluate`, in which nothing moves
+    def loss():  # by `evaluate` after a training step, which changes nothing
         history_of(model, x, y, callbacks=callbacks)
         return model.evaluate(x, y, batch_size=len(tf.nest.flatten(x)[0]), verbose=0, return_dict=True)["loss"]
 

@@ -65,5 +65,5 @@ def test_quantization_aware_mobilenet(regularizer):
         quantized = tfmot.quantization.keras.quantize_apply(annotated, scheme=schemes.Default8BitQuantizeScheme())
     assert len(by_path(quantized)) == (0 if regularizer is None else 35)
     model = classifier(quantized)
-    check_everything(model, IMAGES, tf.zeros([2, 2]), 36)  # with that of the head
+    check_everything(model, IMAGES, tf.zeros([2, 2]), 36)  # including the head's
     check_everything(model, IMAGES, tf.zeros([2, 2]), 17, keyword="depthwise_regularizer")

@@ -1,4 +1,4 @@
-"""spektral and tensorflow-gnn: one keyword for two weights, and layers around Dense layers."""
+"""spektral and tensorflow-gnn: one keyword for two weights, and layers that contain Dense layers."""
 
 import numpy as np
 import pytest

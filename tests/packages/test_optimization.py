@@ -1,4 +1,4 @@
-"""tensorflow-model-optimization: models that it has wrapped to prune, quantize or cluster them."""
+"""tensorflow-model-optimization: models that are wrapped to prune, quantize or cluster them."""
 
 import numpy as np
 import pytest
@@ -78,7 +78,7 @@ def test_saved(wrap, suffix, tmp_path):
 
 
 def kinds(model):
-    """The classes of the regularizers of kernels."""
+    """The classes of all kernel regularizers."""
     held = [getattr(layer, "kernel_regularizer", None) for layer in model.submodules]
     return {type(regularizer) for regularizer in held if regularizer is not None}
 

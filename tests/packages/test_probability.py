@@ -1,4 +1,4 @@
-"""tensorflow-probability: variational layers, whose `losses` have divergences too, and weights that are normalized."""
+"""tensorflow-probability: variational layers, whose `losses` include divergences, and normalized weights."""
 
 import numpy as np
 import pytest

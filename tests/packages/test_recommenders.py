@@ -1,4 +1,4 @@
-"""tensorflow-recommenders: layers around Dense layers, and models whose class has no `call` and a step of its own."""
+"""tensorflow-recommenders: layers that contain Dense layers, and models with a step of their own and no `call`."""
 
 import numpy as np
 import pytest
@@ -101,5 +101,5 @@ def test_models(cls, x, y, keyword, paths):
 
     tower = model.tower if cls is Ranking else model.users
     if isinstance(tower, tf.keras.Model):
-        with pytest.warns(UserWarning, match="A traced step of a model around 'tower'"):
+        with pytest.warns(UserWarning, match="If the training step of a model that contains 'tower'"):
             tfk.set_regularizers(tower, **{keyword: "l1"})

@@ -85,7 +85,7 @@ class Argument(Generic[_Given, _Kept]):
         is_same = old is kept or (type(old) is type(kept) and not isinstance(kept, tf.Variable) and old == kept)
         if READ_IN_GRAPH in values and not is_same:
             warnings.warn(
-                f"`{self.name}` of a regularizer {type(instance).__name__} was changed after a graph had read it. "
+                f"`{self.name}` of {type(instance).__name__} was changed after a graph had read it. "
                 "Functions traced before keep the old value. For the training step of a model, call `compile` or "
                 "`set_regularizers` again; create a `tf.function` of your own again. Or use a "
                 "`tf.Variable(..., trainable=False)` as the factor, or the callback `RegularizationScheduler`.",
@@ -99,7 +99,8 @@ class Factor(Argument[FactorLike, float]):
     """Declares a factor of a `Penalty` as a class attribute. It holds a number or a variable.
 
     - A finite number is kept as a Python float. A traced training step keeps the number that it was traced with: a
-      warning says so if you change it later.
+      warning says so if you change it later. (Negative numbers reward large weights. Keras 3 does not load them without
+      this package.)
     - A scalar floating `tf.Variable(..., trainable=False)` is read at each call, in traced and compiled functions too,
       so `assign` takes effect in the next step. Saved models, copies and pickles hold its current number instead of the
       variable. For a checkpoint, pass the variable yourself: `tf.train.Checkpoint(model=model, l2=variable)`.

@@ -32,8 +32,7 @@ class L1(Penalty):
     after training, as `examples/anneal_l1.py` does. To remove whole units, use `GroupLasso`.
 
     Args:
-        l1: The factor, a finite number or a variable: see `Factor`. A negative factor rewards large weights. `None`
-            means the default, 0.01.
+        l1: The factor, a finite number or a variable: see `Factor`. `None` means the default, 0.01.
         kwargs: `l`, the name of `l1` in old versions of Keras.
 
     Raises:

@@ -54,7 +54,7 @@ def factor_value(factor: Any) -> float:
 
 
 def factor_repr(value: Any) -> str:
-    """The repr of an attribute of a penalty; that of a variable shows its number."""
+    """The repr of an attribute of a penalty, with the number of a variable."""
     try:
         return f"<variable: {factor_value(value)}>" if isinstance(value, tf.Variable) else short_repr(value)
     except Exception:

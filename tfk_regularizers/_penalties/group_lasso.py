@@ -83,7 +83,7 @@ class GroupLasso(Penalty):
             return tf.zeros([])
         matrices = [as_matrix("GroupLasso", shard) for shard in (shard_list(inputs) if axis == 0 else [inputs])]
         norms = [lengths(x, axis) for x in matrices]
-        if len(norms) > 1:  # a column's length is that of the vector of its lengths in the shards
+        if len(norms) > 1:  # the norm of a column is the norm of its norms in the shards
             norms = [lengths(tf.concat(norms, axis), axis)]
         total, group_size = tf.reduce_sum(norms[0]), sum(size(x, axis) for x in matrices)
         if isinstance(group_size, int):

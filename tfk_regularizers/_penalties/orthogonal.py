@@ -49,7 +49,7 @@ class OrthogonalRegularizer(Penalty):
 
     The hats mark the n rows (or columns) of the matrix x after division by their L2 norms, as in
     `tf.math.l2_normalize`. The penalty is the mean of the absolute cosines of all pairs, and zero if there are fewer
-    than two rows. The gradient is that of the formula, with `sign(0) = 0`, and zero for a row of zeros.
+    than two rows. The gradient follows from it, with `sign(0) = 0`; it is zero for a row of zeros.
 
     Only directions count, not norms, and every pair is pulled equally, however small its cosine. To pull norms to 1 as
     well, use `SoftOrthogonalRegularizer`. For large kernels, `SampledOrthogonalRegularizer` takes a fraction of the

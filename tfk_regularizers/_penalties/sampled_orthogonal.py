@@ -17,7 +17,7 @@ from tfk_regularizers._tensorflow_internals import is_sharded
 class SampledOrthogonalRegularizer(Penalty):
     """Penalizes the cosines between randomly sampled rows (or columns), for kernels that are too large for all pairs.
 
-    The formula is that of `OrthogonalRegularizer`, applied to `sample_size` rows (or columns). They are drawn uniformly
+    This is `OrthogonalRegularizer` applied to `sample_size` rows (or columns). They are drawn uniformly
     without replacement at each call, inside a traced function too. This is an unbiased estimate of the penalty on all
     rows. If there are no more than `sample_size` rows, all are used. The gradient is nonzero only for sampled rows; for
     the rows of a variable it is an `IndexedSlices`.

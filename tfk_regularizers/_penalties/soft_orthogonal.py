@@ -120,7 +120,7 @@ def _distance_by(gram_axis, shards, vector_axis, diagonal):
     if diagonal:
         excess = 0 if is_own else sum(size(x, vector_axis) for x in shards) - size(shards[0], gram_axis)
         return _square_sum(shards, gram_axis, lambda squares: squares - 1.0) + tf.cast(excess, shards[0].dtype)
-    if is_own:  # replaces the diagonal by 0, or NaN if it is NaN: a single vector has no other entry
+    if is_own:  # sets the diagonal to 0, or NaN if it is NaN: a single vector has no other entry
         return _square_sum(shards, gram_axis, lambda squares: tf.stop_gradient(tf.minimum(tf.abs(squares), 0.0)))
     total, fourth_powers = _square_sum_and_lengths(shards, gram_axis)
     # An infinite ‖C‖² stays infinite. Where rounding makes the difference negative, it is 0, and keeps its gradient.

@@ -20,7 +20,7 @@ from tfk_regularizers._penalties.elementwise import L1, L1L2, L2
 class Sum(Penalty):
     """Adds several penalties on one weight. `L2(1e-4) + OrthogonalRegularizer(0.01)` makes one.
 
-    The value is the sum of the values of its terms. It is float64 if that of a term is, and float32 otherwise.
+    The value is the sum of the values of its terms. It is float64 if any of them is, and float32 otherwise.
 
     A term may be a regularizer of your own, derived from `Regularizer` of tf_keras or Keras 3. Python's `sum` works
     too. Adding two of `L1`, `L2` and `L1L2` gives an `L1L2`, whose file is a plain Keras file; if one of them has a
@@ -112,7 +112,7 @@ def _merge(left, right):
 
 
 def _flatten(regularizers):
-    """The terms as a tuple, with sums replaced by their terms."""
+    """The terms as a tuple, with the terms of sums in their places."""
     is_list = isinstance(regularizers, (list, tuple)) and len(regularizers) > 0
     if not is_list or not all(isinstance(term, versions.regularizer_bases()) for term in regularizers):
         expected = "a list of regularizers, such as [L2(1e-4), OrthogonalRegularizer(0.01)]"
@@ -122,7 +122,7 @@ def _flatten(regularizers):
 
 def _check_number(regularizer, value):
     """The value of a term; ValueError unless it is one real number (of unknown shape, possibly)."""
-    with contextlib.suppress(AttributeError, TypeError, ValueError):  # it is no array
+    with contextlib.suppress(AttributeError, TypeError, ValueError):  # not an array
         given = value if hasattr(value, "dtype") else tf.convert_to_tensor(value)
         dtype, count = tf.as_dtype(given.dtype), tf.TensorShape(given.shape).num_elements()
         if count in (1, None) and (dtype.is_floating or dtype.is_integer):

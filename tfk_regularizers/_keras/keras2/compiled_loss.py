@@ -35,7 +35,7 @@ class SplitLoss:
         self.find_weights()
 
     def find_weights(self) -> None:
-        """Create metrics for the weights that are penalized now, and remove those of other weights."""
+        """Create metrics for the weights that are penalized now, and remove the others."""
         with self._model.distribute_strategy.scope():
             names = (*PARTS, *(_penalized_paths(self._model) if self._per_weight else ()))
             self._check_names([name for name in PARTS if names.count(name) > 1])
@@ -98,7 +98,7 @@ class _Part:
 
 
 def split_loss(model: Any, per_weight: bool) -> SplitLoss:
-    """Replace a model's compiled loss by a split loss. The steps are traced again."""
+    """Replace a model's compiled loss with a split loss. The steps are traced again."""
     if model.compiled_loss is None:
         raise ValueError(f"The model {model.name!r} is not compiled. Call `model.compile` before `log_penalties`.")
     _check_steps(model)

@@ -30,7 +30,7 @@ def forget_export(obj: Any) -> None:
 
 
 def replace_everywhere(pairs: list[tuple[Any, Any]]) -> None:
-    """Replace each old object by its new one in all loaded modules `*.regularizers` of tf_keras and tensorflow."""
+    """Replace each old object with its new one in all loaded modules `*.regularizers` of tf_keras and tensorflow."""
     new = {id(old): new for old, new in pairs}
     for name, module in list(sys.modules.items()):
         if module is None or not name.endswith(".regularizers") or name.split(".")[0] not in ("tf_keras", "tensorflow"):

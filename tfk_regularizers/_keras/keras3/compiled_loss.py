@@ -33,7 +33,7 @@ class SplitLoss:
             self.tracker = _LossTracker(self)
 
     def find_weights(self) -> None:
-        """Create metrics for the weights that are penalized now, and remove those of other weights."""
+        """Create metrics for the weights that are penalized now, and remove the others."""
         with self._model.distribute_strategy.scope():
             names = (*PARTS, *(dict.fromkeys(_penalized_paths(self._model)) if self._per_weight else ()))
             self._refuse([name for name in PARTS if names.count(name) > 1])
@@ -160,7 +160,7 @@ class _Part(compile_utils.MetricsList):  # type: ignore[misc]
 
 
 def split_loss(model: Any, per_weight: bool) -> SplitLoss:
-    """Replace a model's compiled loss by a split loss. The steps are traced again."""
+    """Replace a model's compiled loss with a split loss. The steps are traced again."""
     if not model.compiled:
         raise ValueError(f"The model {model.name!r} is not compiled. Call `model.compile` before `log_penalties`.")
     if any(hasattr(step, "python_function") for step in (type(model).train_step, type(model).test_step)):
@@ -169,7 +169,7 @@ def split_loss(model: Any, per_weight: bool) -> SplitLoss:
     _put(model, split, split.tracker)
     if not any(metric is part for metric in model.metrics for part in split.metrics):
         join_loss(model, split)
-        raise ValueError(_bypassed(model, "`metrics` of its own, without those of the superclass"))
+        raise ValueError(_bypassed(model, "`metrics` of its own, without the superclass's"))
     return split
 
 

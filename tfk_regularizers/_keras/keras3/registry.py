@@ -38,7 +38,7 @@ def restore() -> None:
 
 
 def _rebind(new: dict[Any, Any]) -> None:
-    """Replace old classes by new ones: for strings, for configs, and as attributes of modules."""
+    """Replace old classes with new ones: for strings, for configs, and as attributes of modules."""
     tables = [regularizers.ALL_OBJECTS_DICT, api_export.REGISTERED_NAMES_TO_OBJS]
     for name, module in list(sys.modules.items()):
         parts, defines = name.split("."), keras.regularizers.Regularizer.__module__
