@@ -1,25 +1,25 @@
-"""Anneal an L1 penalty while a model trains, keep the largest weights, and see whether a constant factor does worse.
+"""Anneal an L1 penalty during training, keep only the largest weights, and compare with a constant factor.
 
-The same network (64 pixels -> 64 ReLU units -> 10 digits) learns scikit-learn's handwritten digits in four ways, from
-the same initial weights and in the same order of batches. Only the factor of ``L1`` on the hidden kernel differs:
+The same network (64 pixels -> 64 ReLU units -> 10 digits) learns scikit-learn's handwritten digits in four ways, with
+the same initial weights and the same order of batches. Only the factor of ``L1`` on the hidden kernel differs:
 
-* ``none``: 0.
-* ``constant``: ``--l1``, from the first step to the last.
-* ``released``: ``--l1`` until the cut, then 0.
-* ``annealed``: from 0 in a straight line to ``--l1``, which stays until the weights have settled; 0 after the cut.
+* ``none``: The factor is 0.
+* ``constant``: The factor is ``--l1`` from the first step to the last.
+* ``released``: The factor is ``--l1`` until the model is pruned, then 0.
+* ``annealed``: The factor rises linearly to ``--l1``, stays there while the weights settle, and is 0 after pruning.
 
 A ``RegularizationScheduler`` sets the factor when an epoch begins; the model is compiled once, with a plain ``L1``.
 
-The cut comes after ``--epochs`` epochs. It leaves the ``--left`` largest of the 4096 hidden weights **in every model**,
-for accuracies at different numbers of weights cannot be compared. The others are set to exactly zero, and stay so for
-some more epochs of fine-tuning. The script
+After ``--epochs`` epochs, **every model** is pruned to the ``--left`` largest of its 4096 hidden weights, because
+accuracies with different numbers of weights cannot be compared. The other weights are set to exactly zero, and stay
+zero during some more epochs of fine-tuning. The script
 
-* prints a table: test accuracy before and after the cut and after fine-tuning, and how large the weights are,
-* prints run by run how annealing compares with the constant factor, and with releasing alone,
+* prints a table: test accuracy before and after pruning and after fine-tuning, and the size of the weights,
+* prints for each run how annealing compares with the constant factor, and with the one that is released,
 * draws the factor, the share of small weights and the accuracy over the epochs (``--plot``).
 
-All numbers are means of ``--runs`` runs, each with its own split and initial weights, ± is their standard deviation: of
-450 test images, one is 0.2 %.
+All numbers are means of ``--runs`` runs, each with its own split and initial weights; ± is their standard deviation.
+One of the 450 test images is 0.2 %.
 
 Run it from anywhere, with the requirements of the examples installed (``pip install -e ".[examples]"``)::
 
@@ -33,7 +33,7 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it when it is imported
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads this when it is imported
 
 try:
     import matplotlib.pyplot as plt
@@ -55,19 +55,19 @@ import tf_keras
 
 COLORS = {"none": "#8d99ae", "constant": "#e07a1f", "released": "#7a9e3f", "annealed": "#2a6f97"}
 BATCH = 32
-SMALL = 0.01  # a weight below it is small in the picture
+SMALL = 0.01  # the picture counts weights below this as small
 
 
 def load_data(seed: int):
-    """Return x_train, x_test, y_train, y_test: a quarter is held out, pixels run from 0 to 1."""
+    """Return x_train, x_test, y_train, y_test, with a quarter held out and pixels from 0 to 1."""
     digits = load_digits()
     images = (digits.data / 16).astype("float32")
     return train_test_split(images, digits.target, test_size=0.25, random_state=seed, stratify=digits.target)
 
 
 def build(mask: tf.Variable, steps: int, epochs: int) -> tf_keras.Model:
-    """Return the compiled classifier; the learning rate falls to a tenth, and stays there for the fine-tuning."""
-    # A step of Adam moves zeros as well: the constraint sets them back after each.
+    """Return the compiled classifier. The learning rate falls to a tenth, and stays there during fine-tuning."""
+    # Adam also moves weights that are zero: the constraint resets them after each step.
     hidden = tf_keras.layers.Dense(
         64, "relu", kernel_regularizer=L1(0.0), kernel_constraint=lambda kernel: kernel * mask, name="hidden"
     )
@@ -85,7 +85,7 @@ def planned_factor(name: str, epoch: int, arguments: argparse.Namespace) -> floa
 
 
 def train(name: str, seed: int, arguments: argparse.Namespace, advance) -> dict[str, list | float]:
-    """Train, cut and fine-tune one model; return what was measured, epoch by epoch and at the three moments."""
+    """Train, prune and fine-tune one model; return its measurements in each epoch and at the three stages."""
     x_train, x_test, y_train, y_test = load_data(seed)
     tf_keras.utils.set_random_seed(seed)
     mask = tf.Variable(tf.ones((64, 64)), trainable=False)
@@ -123,7 +123,7 @@ def train(name: str, seed: int, arguments: argparse.Namespace, advance) -> dict[
 
 
 def train_all(arguments: argparse.Namespace) -> dict[str, list[dict]]:
-    """Train the four models of each run behind a progress bar."""
+    """Train the four models of each run with a progress bar."""
     columns = TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs")
     seeds = range(arguments.seed, arguments.seed + arguments.runs)
     measured = {}
@@ -135,22 +135,22 @@ def train_all(arguments: argparse.Namespace) -> dict[str, list[dict]]:
 
 
 def spread(values, form: str) -> str:
-    """Return the mean, with the standard deviation where there are several values."""
+    """Return the mean, with the standard deviation if there are several values."""
     deviation = f" ± {form.format(np.std(values, ddof=1))}" if len(values) > 1 else ""
     return form.format(np.mean(values)) + deviation
 
 
 def show_table(measured: dict[str, list[dict]], arguments: argparse.Namespace) -> None:
-    """Print one line for each model, and how annealing compares."""
+    """Print one line for each model, and how annealing compares with the others."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=100)  # piped into a file, the table keeps its shape
+        console = Console(width=100)  # keep the shape of the table when piped into a file
     style = {"box": box.SIMPLE_HEAD, "show_edge": False, "collapse_padding": True, "pad_edge": False}
-    caption = f"L1 factor {arguments.l1:g}; means of {arguments.runs} runs, ± their standard deviation"
+    caption = f"L1 factor {arguments.l1:g}; mean ± standard deviation of {arguments.runs} runs"
     title = f"Test accuracy (%) with {arguments.left} of 64 x 64 hidden weights"
     table = Table(title=title, title_style="bold", caption=caption, **style)
     table.add_column("L1\nfactor")
-    for heading in "all\nweights", "after\nthe cut", "fine-\ntuned", "weights\nleft", "their mean\n|weight|":
+    for heading in "before\npruning", "after\npruning", "fine-\ntuned", "weights\nkept", "mean\n|weight|":
         table.add_column(heading, justify="right")
     for name, runs in measured.items():
         accuracies = (spread([100 * run[moment] for run in runs], "{:.1f}") for moment in ("trained", "cut", "tuned"))
@@ -164,12 +164,12 @@ def show_table(measured: dict[str, list[dict]], arguments: argparse.Namespace) -
 
 
 def draw(measured: dict[str, list[dict]], arguments: argparse.Namespace) -> None:
-    """Write the picture: the factor, the share of small weights and the accuracy over the epochs."""
+    """Draw the factor, the share of small weights and the accuracy over the epochs."""
     keys = "factor", "small", "accuracy"
     means = {
         name: {key: np.mean([run[key] for run in runs], axis=0) for key in keys} for name, runs in measured.items()
     }
-    plt.switch_backend("Agg")  # writes files, needs no display
+    plt.switch_backend("Agg")  # write files without a display
     plt.rcParams.update({"font.size": 13, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, wspace=0.06)
@@ -187,7 +187,7 @@ def draw(measured: dict[str, list[dict]], arguments: argparse.Namespace) -> None
         if scale == 100:
             axis.yaxis.set_major_formatter("{x:.0f}%")
     axes[1].set_ylim(-3, 103)
-    # The first epochs are far below, and so is what the cut leaves without a penalty.
+    # Do not show the first epochs, or the model that is pruned without a penalty: they are far below.
     settled = np.concatenate([means[name]["accuracy"][arguments.epochs // 5 :] for name in COLORS if name != "none"])
     axes[2].set_ylim(100 * settled.min() - 1, 100 * means["none"]["accuracy"].max() + 0.5)
     axes[0].text(arguments.epochs - 0.5, 0.5, f"cut to\n{arguments.left} weights", ha="right", va="center", color="0.3",
@@ -200,24 +200,24 @@ def draw(measured: dict[str, list[dict]], arguments: argparse.Namespace) -> None
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     picture = Path(__file__).resolve().parent / "out" / "anneal_l1.png"
-    parser = argparse.ArgumentParser(description="Warm up L1, keep the largest weights, fine-tune them.")
-    parser.add_argument("--l1", type=float, default=0.005, help="full strength of the penalty (default: 0.005)")
-    parser.add_argument("--left", type=int, default=128, help="hidden weights that the cut leaves (default: 128)")
-    parser.add_argument("--epochs", type=int, default=30, help="epochs until the cut (default: 30)")
-    parser.add_argument("--warmup", type=int, default=15, help="epochs from 0 to full strength (default: 15)")
-    parser.add_argument("--finetune", type=int, default=10, help="epochs after the cut (default: 10)")
+    parser = argparse.ArgumentParser(description="Anneal L1, keep the largest weights, and fine-tune them.")
+    parser.add_argument("--l1", type=float, default=0.005, help="full factor of the penalty (default: 0.005)")
+    parser.add_argument("--left", type=int, default=128, help="hidden weights to keep (default: 128)")
+    parser.add_argument("--epochs", type=int, default=30, help="epochs before pruning (default: 30)")
+    parser.add_argument("--warmup", type=int, default=15, help="epochs from 0 to the full factor (default: 15)")
+    parser.add_argument("--finetune", type=int, default=10, help="epochs after pruning (default: 10)")
     parser.add_argument(
-        "--plot", type=Path, default=picture, help="PNG to write (default: out/anneal_l1.png beside this script)"
+        "--plot", type=Path, default=picture, help="PNG to write (default: out/anneal_l1.png next to this script)"
     )
-    parser.add_argument("--runs", type=int, default=5, help="runs to take the mean of (default: 5)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first run: split, weights, batches (default: 0)")
+    parser.add_argument("--runs", type=int, default=5, help="number of runs (default: 5)")
+    parser.add_argument("--seed", type=int, default=0, help="first run's seed: split, weights, batches (default: 0)")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Train, cut, fine-tune, and show."""
+    """Train, prune, fine-tune, and show the results."""
     arguments = parse_arguments()
-    tf.get_logger().setLevel("ERROR")  # each model is traced: the warning about retracing is not for us
+    tf.get_logger().setLevel("ERROR")  # each model is traced once: the warning about retracing does not apply
     measured = train_all(arguments)
     show_table(measured, arguments)
     draw(measured, arguments)

@@ -1,37 +1,37 @@
-"""Measure this package against Keras's built-in regularizers: training steps, first steps, memory, single calls.
+"""Compare this package with Keras's built-in regularizers: training steps, first steps, memory and single calls.
 
-Everything is measured side by side, the built-in and this package's in turn, and medians are shown. Six tables:
+The built-in regularizers and those of this package are measured in turn, and medians are shown. There are six tables:
 
-* ``fit``: what a penalty adds to a training step of ``Model.fit``, plain and with ``jit_compile=True``: an MLP of four
-  2048-unit Dense layers, a ResNet50, two layers of a Transformer encoder of BERT's size, an embedding of a million
-  rows, and an MLP of 30 kernel shapes. Batches are timed by a callback; the models without a penalty, with the
-  built-in and with this package's take turns in one process. GroupLasso, which Keras lacks, stands beside its L1L2,
-  and the sampled orthogonality beside its exact one.
-* ``first``: seconds of the first step of the same models, its tracing and compilation included, and the peak memory of
-  the steps after it beside the model itself. Each of them in a process of its own, several of them in turn.
+* ``fit``: the time that a penalty adds to a training step of ``Model.fit``, plain and with ``jit_compile=True``. The
+  models are an MLP of four 2048-unit Dense layers, a ResNet50, two layers of a Transformer encoder of BERT's size, an
+  embedding of a million rows, and an MLP with 30 kernel shapes. A callback times the batches; models without a penalty,
+  with the built-in and with this package's take turns in one process. GroupLasso, which Keras lacks, is compared with
+  the built-in L1L2, and the sampled orthogonality with the built-in, exact one.
+* ``first``: seconds of the first step of the same models, including tracing and compilation, and the peak memory of the
+  steps after it, without the model itself. Each measurement runs in a new process; several of them take turns.
 * ``speed``: one call of each penalty on several shapes, eagerly, in a ``tf.function`` (graph) and in one compiled by
-  XLA, the value alone and with its gradient. "% of the limit" compares with what this machine can do at all, measured
-  at the start. For orthogonality that is the rate of a large matrix product: F = n² d multiply-adds make the Gram
-  matrix of n rows, 0.5 F are needed for the value, 1.5 F with the gradient. For the others it is the rate of a large
-  copy: the value reads the tensor once; the gradient reads it once more and writes one like it. What fits into a cache
-  may beat that.
-* ``memory``: peak memory that one value and gradient of the orthogonality penalty needs beside its input, and seconds
-  of its first call under XLA, compilation included.
-* ``error``: relative errors of the values against float64.
-* ``hand``: the penalties that Keras lacks, beside the lines that people write for them, value and gradient and the
-  value alone; and soft orthogonality of a million rows of 64 beside one matrix product, with its peak memory.
+  XLA, without and with the gradient. "% of the limit" is the share of what this machine can do, which is measured at
+  the start. For orthogonality this is the rate of a large matrix product: the Gram matrix of n rows takes F = n² d
+  multiply-adds, the value needs 0.5 F, and value and gradient need 1.5 F. For the others it is the rate of a large
+  copy: the value reads the tensor once; the gradient reads it once more and writes one like it. Tensors that fit into a
+  cache may exceed the limit.
+* ``memory``: peak memory of one value and gradient of the orthogonality penalty without its input, and seconds of its
+  first call under XLA, including compilation.
+* ``error``: relative errors of the values, compared with float64.
+* ``hand``: the penalties that Keras lacks, compared with hand-written code, without and with the gradient; and soft
+  orthogonality of a million rows of 64, compared with one matrix product, with its peak memory.
 
-The Keras is tf_keras, or Keras 3 with ``--keras tf.keras``.
+The models are of tf_keras, or of Keras 3 with ``--keras tf.keras``.
 
-In ``speed`` and ``hand`` the same function is measured twice besides, in the same rounds. What 19 of 20 such pairs
-differ by at most is the noise of the table. It stands below the title, and a ratio no farther from 1 has a ``~``. In
-``fit`` the noise of a row is the half width of the 95 % interval of the difference between the two, and a ``~`` marks
-two that differ by less.
+For ``speed`` and ``hand``, one function is measured twice in the same rounds. The noise of the table is the difference
+that 19 of 20 such pairs do not exceed. It is shown below the title, and a ``~`` marks ratios within it.
+In ``fit`` the noise of a row is half the width of the 95 % interval of the difference between the two, and a ``~``
+marks differences that are not larger.
 
-Warm-up (tracing, compilation, first allocation) is never part of a time, but where the table says "first".
-TensorFlow chooses the device: a GPU if there is one. Run it on an otherwise idle machine; it takes two hours
-and 8 GB of memory, ``--quick`` two minutes and 2 GB. It needs ``pip install -e ".[examples]"``. The page
-``benchmark.md`` has the results of two versions of TensorFlow, each measured in an environment of its own::
+Times do not include warm-up (tracing, compilation, first allocation), except where the table says "first". TensorFlow
+chooses the device: a GPU if there is one. Run the script on an otherwise idle machine; it takes two hours and 8 GB of
+memory, or two minutes and 2 GB with ``--quick``. It needs ``pip install -e ".[examples]"``. The page ``benchmark.md``
+shows results for two versions of TensorFlow, each measured in its own environment::
 
     python examples/benchmark.py --json 2.21.json
     python examples/benchmark.py --json 2.22.json
@@ -59,7 +59,7 @@ import time
 import warnings
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read by TensorFlow's C++ side when it is imported
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's C++ code reads this when it is imported
 
 try:
     import matplotlib.pyplot as plt
@@ -76,7 +76,7 @@ import tf_keras
 
 CLASSES = {"L1": "L1", "L2": "L2", "L1L2": "L1L2", "Orthogonal": "OrthogonalRegularizer"}
 KERASES = {"tf_keras": tf_keras, "tf.keras": tf.keras}
-BUILTINS = {  # before the next import
+BUILTINS = {  # kept before the next import replaces them
     name: {penalty: getattr(keras.regularizers, cls) for penalty, cls in CLASSES.items()}
     for name, keras in KERASES.items()
 }
@@ -84,15 +84,15 @@ BUILTINS = {  # before the next import
 # isort: split
 import tfk_regularizers  # noqa: E402
 
-for message in (".* is the built-in regularizer of", "Built-in regularizers of"):  # on purpose
+for message in (".* is the built-in regularizer of", "There are built-in regularizers of"):  # they are used on purpose
     warnings.filterwarnings("ignore", message=message)
 
-keras = tf_keras  # another by `use`
+keras = tf_keras  # changed by `use`
 SIDES = {
     "builtin": BUILTINS["tf_keras"],
     "ours": {penalty: getattr(tfk_regularizers, cls) for penalty, cls in CLASSES.items()},
 }
-# Their colours in the picture, where each stands for one thing.
+# Colors in the picture, where each has one meaning.
 MODES = {"eager": "#8d99ae", "graph": "#2a6f97", "XLA": "#e07a1f"}
 SIDE_COLORS = {"builtin": "#7b4fa3", "ours": "#2e8b57"}
 SHAPES = {penalty: [(64, 64), (300, 300), (1000, 1000), (4096, 4096), (8000, 8000)] for penalty in ("L1", "L2", "L1L2")}
@@ -102,18 +102,18 @@ QUICK_SHAPES["Orthogonal"] = [(512, 512), (4096, 64)]
 
 
 def use(name: str) -> None:
-    """Measure with the Keras of this name."""
+    """Use the Keras of this name for the measurements."""
     global keras
     keras, SIDES["builtin"] = KERASES[name], BUILTINS[name]
 
 
 def make(side: str, penalty: str, factor: float):
-    """Return the built-in regularizer or ours, with all its factors the same."""
+    """Return the built-in regularizer or ours, with the same value for all its factors."""
     return SIDES[side][penalty](*[factor] * (2 if penalty == "L1L2" else 1))
 
 
 def as_function(regularizer, mode: str, gradient: bool):
-    """Return what is measured: a function from a tensor to [value] or [value, gradient]."""
+    """Return the function to measure, which maps a tensor to [value] or [value, gradient]."""
 
     def value_alone(x):
         return [regularizer(x)]
@@ -134,20 +134,20 @@ def normal(shape, dtype: str = "float32") -> tf.Tensor:
 
 
 def seconds(function, x: tf.Tensor, repeats: int = 1) -> float:
-    """Return the seconds of one call, the mean of some; none finds the outputs of the one before still alive."""
+    """Return the mean seconds of a call; the outputs of each call are deleted before the next one."""
     start = time.perf_counter()
     for _ in range(repeats):
         outputs = None
         outputs = function(x)
-    for output in outputs:  # a GPU computes behind Python's back: wait for it
+    for output in outputs:  # a GPU computes asynchronously: wait for it
         (output[:1, :1] if output.shape.rank else output).numpy()
     return (time.perf_counter() - start) / repeats
 
 
 def interleaved(functions: dict, x: tf.Tensor, rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each function in each round; quick ones are called until 20 ms have passed."""
+    """Return the seconds of each function in each round; in a round, fast ones are called for about 20 ms."""
     for function in functions.values():
-        seconds(function, x)  # traces and compiles
+        seconds(function, x)  # trace and compile
     repeats = max(1, round(0.02 / max(seconds(function, x, repeats=2) for function in functions.values())))
     times = {name: [] for name in functions}
     for count in range(rounds):
@@ -157,17 +157,17 @@ def interleaved(functions: dict, x: tf.Tensor, rounds: int) -> dict[str, list[fl
 
 
 def middle_ratio(times: dict, one: str, other: str) -> float:
-    """Return the median of the rounds' quotients of two functions' times."""
+    """Return the median over the rounds of the ratio of two functions' times."""
     return statistics.median(a / b for a, b in zip(times[one], times[other], strict=True))
 
 
 def turn(names, count: int) -> list:
-    """Return the names in the order of a round: every other one is backwards."""
+    """Return the names in the order of a round; every other round is reversed."""
     return list(names)[:: -1 if count % 2 else 1]
 
 
 def measure_machine() -> dict:
-    """Return what the header says: versions, device, and the two rates that bound every penalty."""
+    """Return the contents of the header: versions, device, and the two rates that limit every penalty."""
     gpus = tf.config.list_physical_devices("GPU")
     x = normal((4096, 4096))
     product, copy = (min(seconds(f, x) for _ in range(8)) for f in (lambda x: [tf.matmul(x, x)], lambda x: [-x]))
@@ -184,13 +184,13 @@ def measure_machine() -> dict:
 
 
 def least_seconds(penalty: str, shape: tuple, gradient: bool, machine: dict) -> float:
-    """Return the seconds that this machine needs at least; the module's docstring says what for."""
+    """Return the minimum seconds on this machine; the docstring of the module explains what it counts."""
     if penalty == "Orthogonal":
         return (1.5 if gradient else 0.5) * 2 * shape[0] ** 2 * shape[1] / (machine["matmul_gflops"] * 1e9)
     return (3 if gradient else 1) * 4 * math.prod(shape) / (machine["copy_gb_per_s"] * 1e9)
 
 
-# Each table: how many units of work there are, and a generator that yields the rows that each of them gives.
+# The function of each table returns the number of units of work, and a generator that yields the rows of each unit.
 
 
 def speed(machine: dict, quick: bool, _):
@@ -219,7 +219,7 @@ def speed(machine: dict, quick: bool, _):
 
 
 def memory(_: dict, quick: bool, __):
-    """Measure the orthogonality penalty's peak memory and its first call."""
+    """Measure the peak memory and the first call of the orthogonality penalty."""
     shapes = [(2048, 2048), (4096, 4096), (2048, 8192), (8192, 128)]
     cases = [("peak, MB", shape, mode, list(SIDES)) for shape in shapes for mode in MODES]
     cases += [("peak, MB", (32768, 128), mode, ["ours"]) for mode in MODES]
@@ -239,7 +239,7 @@ Case = collections.namedtuple("Case", "title build penalties rounds processes")
 
 
 def mlp(penalty: str, side: str, widths=(2048,) * 5, batch: int = 128):
-    """Return an MLP with every kernel under the penalty, and a batch; the first width is that of its input."""
+    """Return an MLP with the penalty on every kernel, and a batch; the first width is the width of the input."""
     regularizer = made(side, penalty)
     model = keras.Sequential([keras.layers.Dense(n, "relu", kernel_regularizer=regularizer) for n in widths[1:]])
     model.build((None, widths[0]))
@@ -247,7 +247,7 @@ def mlp(penalty: str, side: str, widths=(2048,) * 5, batch: int = 128):
 
 
 def thirty_shapes(penalty: str, side: str):
-    """Return an MLP of 30 kernels of half a million elements and more, none of the shape of another."""
+    """Return an MLP with 30 kernels of different shapes, each of half a million elements or more."""
     return mlp(penalty, side, range(728, 728 + 31 * 8, 8), 32)
 
 
@@ -262,7 +262,7 @@ def resnet50(penalty: str, side: str):
 def encoder(penalty: str, side: str, width: int = 768):
     """Return two layers of a Transformer encoder of BERT's size, and 4 sequences of 128 vectors.
 
-    Attention has kernels of three axes, for which the built-in orthogonality fails: that is put on the others alone.
+    Attention has kernels with three axes, for which the built-in orthogonality fails: only the other kernels have it.
     """
     layers, regularizer = keras.layers, made(side, penalty)
     of_attention = None if "Orthogonal" in penalty else regularizer
@@ -276,7 +276,7 @@ def encoder(penalty: str, side: str, width: int = 768):
 
 
 def embedding(penalty: str, side: str):
-    """Return an embedding of a million rows of 64 under the penalty, and 32 texts of 16 tokens."""
+    """Return an embedding of a million rows of 64 with the penalty, and 32 texts of 16 tokens."""
     table = keras.layers.Embedding(1_000_000, 64, embeddings_regularizer=made(side, penalty))
     layers = [table, keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(1)]
     model = keras.Sequential(layers)
@@ -293,13 +293,13 @@ MODELS = {
     "embedding": Case("embedding 1000000 × 64", embedding, SUMS, 15, 3),
     "shapes": Case("MLP, 30 shapes", thirty_shapes, [*SUMS, "GroupLasso", "Orthogonal"], 15, 3),
 }
-STUDENT = {3: 4.303, 5: 2.776, 15: 2.145}  # quantiles of Student's distribution for so many rounds
+STUDENT = {3: 4.303, 5: 2.776, 15: 2.145}  # quantiles of Student's t-distribution by number of rounds
 FITS = {"plain": None, "jit_compile": True}
-INSTEAD = {"GroupLasso": "L1L2", "Sampled": "Orthogonal"}  # what stands in the built-in's place, where it has no such
+INSTEAD = {"GroupLasso": "L1L2", "Sampled": "Orthogonal"}  # the built-in to compare with, if Keras lacks the penalty
 
 
 def made(side: str, penalty: str):
-    """Return the regularizer of a model: none, the built-in's or ours."""
+    """Return the regularizer of a model: None, the built-in or ours."""
     if side == "none":
         return None
     if side == "builtin":
@@ -310,7 +310,7 @@ def made(side: str, penalty: str):
 
 
 def named(penalty: str) -> str:
-    """Return a penalty's name, with that of the built-in it stands beside where Keras lacks it."""
+    """Return the name of a penalty; if Keras lacks it, add the built-in that it is compared with."""
     return f"{penalty} (built-in: {INSTEAD[penalty]})" if penalty in INSTEAD else penalty
 
 
@@ -320,7 +320,7 @@ def training(model: str, fit: str, penalty: str, side: str):
     trained, x, y = MODELS[model].build(penalty, side)
     trained.compile(keras.optimizers.SGD(1e-4), "mse", jit_compile=FITS[fit])
     options = tf.data.Options()
-    options.autotune.enabled = False  # or the end of a fit waits for the thread that tunes, up to seconds
+    options.autotune.enabled = False  # otherwise the end of `fit` waits for the tuning thread, for up to seconds
     data = tf.data.Dataset.from_tensors((x, y)).repeat().with_options(options)
 
     def train(batches: int) -> list[float]:
@@ -334,12 +334,12 @@ def training(model: str, fit: str, penalty: str, side: str):
 
 
 def step_milliseconds(train) -> float:
-    """Return the median time of a few steps; the first, which may trace, is left out."""
+    """Return the median time of a few steps, without the first one, which may trace."""
     return 1e3 * statistics.median(after - before for before, after in itertools.pairwise(train(5)[1:]))
 
 
 def fit(_: dict, quick: bool, models):
-    """Time the training steps of models that differ in nothing but their penalty, in turn."""
+    """Time the training steps of models that differ only in their penalty, in turn."""
     cases = [(model, how) for model in models[: 1 if quick else None] for how in (["plain"] if quick else FITS)]
     rounds = {model: 3 if quick else MODELS[model].rounds for model in models}
 
@@ -347,17 +347,17 @@ def fit(_: dict, quick: bool, models):
         for model, how in cases:
             penalties = SUMS if quick else MODELS[model].penalties
             keys = [("none", ""), *((side, penalty) for penalty in penalties for side in SIDES)]
-            fits, same = {}, {}  # GroupLasso and L1L2 have one built-in
+            fits, same = {}, {}  # GroupLasso and L1L2 share a built-in
             for side, penalty in keys:
                 key = side, INSTEAD.get(penalty, penalty) if side == "builtin" else penalty
                 if key not in fits:
                     fits[key] = training(model, how, penalty, side)
-                    fits[key](3)  # traces, compiles and allocates
+                    fits[key](3)  # trace, compile and allocate
                 same[side, penalty] = key
             times = {key: [] for key in fits}
             for count in range(rounds[model]):
                 for key in turn(fits, count):
-                    if "Orthogonal" not in key[1] or count < 3:  # takes long, and adds so much that 3 do
+                    if "Orthogonal" not in key[1] or count < 3:  # it takes long, and 3 rounds are enough
                         times[key].append(step_milliseconds(fits[key]))
                 yield []
             yield [
@@ -369,11 +369,11 @@ def fit(_: dict, quick: bool, models):
 
 
 def fit_row(model: str, how: str, penalty: str, times: dict, none: list) -> dict:
-    """Return what a penalty adds, from the milliseconds of a step in each round."""
+    """Return the time that a penalty adds, from the milliseconds of a step in each round."""
     count = min(map(len, times.values()))
     builtin, ours, without = (np.array(t[:count]) for t in (times["builtin"], times["ours"], none))
     adds = [float(np.median(t - without)) for t in (builtin, ours)]
-    # Of a mean of so few differences that 19 of 20 lie within; a median is wider by 1.25.
+    # This is half the 95 % interval of a mean of so few differences; for a median it is 1.25 times as wide.
     noise = STUDENT[count] * 1.2533 * float(np.std(ours - builtin, ddof=1)) / math.sqrt(count)
     return {
         "model": MODELS[model].title,
@@ -389,13 +389,13 @@ def fit_row(model: str, how: str, penalty: str, times: dict, none: list) -> dict
 
 
 def first(_: dict, quick: bool, models):
-    """Measure first steps, and the peak memory of those after, in turn and each in a process of its own."""
+    """Measure first steps, and the peak memory of the steps after them, in turn and each in a new process."""
     cases = [
         (model, how, penalty)
         for model in models[: 1 if quick else None]
         for how in (["plain"] if quick else FITS)
         for penalty in (["L1L2"] if quick else MODELS[model].penalties)
-        if how == "plain" or penalty in ("L1L2", "Orthogonal")  # the others compile as long
+        if how == "plain" or penalty in ("L1L2", "Orthogonal")  # the others take as long to compile
     ]
 
     def work():
@@ -416,7 +416,7 @@ def first(_: dict, quick: bool, models):
 
 
 def error(_: dict, quick: bool, __):
-    """Compare values to those that NumPy computes in float64; all factors are 1."""
+    """Compare the values with those that NumPy computes in float64; all factors are 1."""
     wide, tall = ((2000, 2000), (4096, 32)) if quick else ((8000, 8000), (16384, 32))
     cases = [(penalty, "float32", tall if penalty == "Orthogonal" else wide) for penalty in CLASSES]
     cases += [(penalty, "float16", (1024, 1024)) for penalty in CLASSES]
@@ -435,7 +435,7 @@ def error(_: dict, quick: bool, __):
 
 
 def by_hand(penalty: str, mode: str):
-    """Return what people write in the place of a penalty."""
+    """Return hand-written code for a penalty."""
     if penalty == "SoftOrthogonal":
         return lambda x: 0.01 * tf.reduce_sum(tf.square(tf.matmul(x, x, transpose_b=True) - tf.eye(x.shape[0])))
     axis = 0 if mode == "columns" else 1
@@ -443,12 +443,12 @@ def by_hand(penalty: str, mode: str):
 
 
 def product(x: tf.Tensor) -> tf.Tensor:
-    """Return the matrix product that a million rows of 64 are measured beside."""
+    """Return the matrix product that soft orthogonality of a million rows of 64 is compared with."""
     return tf.matmul(x, x, transpose_a=True)
 
 
 def soft_orthogonal():
-    """Return the penalty that a million rows of 64 are measured with."""
+    """Return the penalty for a million rows of 64."""
     return tfk_regularizers.SoftOrthogonalRegularizer(0.01)
 
 
@@ -457,7 +457,7 @@ MILLION = (1_000_000, 64)
 
 
 def hand(_: dict, quick: bool, __):
-    """Time the penalties that Keras lacks beside the lines that people write, and beside one matrix product."""
+    """Time the penalties that Keras lacks, compared with hand-written code and with one matrix product."""
     groups = [("GroupLasso", of, (1000, 1000) if quick else (4000, 4000)) for of in ("columns", "rows")]
     squares = [("SoftOrthogonal", "rows", shape) for shape in ([(512, 512)] if quick else [(512, 4608), (4096, 512)])]
     cases = list(itertools.product(groups + squares, (False, True), MODES))
@@ -478,14 +478,14 @@ def hand(_: dict, quick: bool, __):
                 "ours": as_function(soft_orthogonal(), mode, gradient=True),
                 "again": as_function(product, mode, gradient=False),
             }
-            row = hand_row("SoftOrthogonal, by one product", MILLION, "value + gradient", mode, functions, rounds=7)
+            row = hand_row("SoftOrthogonal vs. one product", MILLION, "value + gradient", mode, functions, rounds=7)
             yield [row | {"peak": in_own_process("peak, MB", "soft", mode, *MILLION)}]
 
     return len(cases) + len(products), work()
 
 
 def hand_row(penalty: str, shape: tuple, what: str, mode: str, functions: dict, *, rounds: int) -> dict:
-    """Return a row of the table: medians, and the median of the rounds' quotients."""
+    """Return a row of the table: median times, and the medians of the ratios in each round."""
     times = interleaved(functions, normal(shape), rounds)
     row = {"penalty": penalty, "shape": shape, "what": what, "mode": mode}
     row |= {side: 1e3 * statistics.median(times[side]) for side in ("by_hand", "ours")}
@@ -493,7 +493,7 @@ def hand_row(penalty: str, shape: tuple, what: str, mode: str, functions: dict, 
 
 
 def exact(penalty: str, x: np.ndarray) -> float:
-    """Return the penalty with all factors 1, by float64 arithmetic, a block of rows at a time."""
+    """Return the penalty with all factors 1, computed in float64, a block of rows at a time."""
     if penalty == "Orthogonal":
         x = x.astype("float64")
         x /= np.sqrt(np.maximum(np.sum(x**2, axis=1, keepdims=True), 1e-12))
@@ -504,7 +504,7 @@ def exact(penalty: str, x: np.ndarray) -> float:
 
 
 def in_own_process(*measurement):
-    """Let a fresh Python process measure a number or two; None if it failed, for want of memory for instance."""
+    """Return the measurement of a new Python process, or None if it fails, for example for lack of memory."""
     name = next(name for name in KERASES if KERASES[name] is keras)
     command = [sys.executable, __file__, "--keras", name, "--child", *map(str, measurement)]
     process = subprocess.run(command, check=False, capture_output=True, text=True)
@@ -516,7 +516,7 @@ def in_own_process(*measurement):
 
 
 def child(what: str, side: str, *rest: str):
-    """Measure what `in_own_process` asks for. Something small goes first: what is loaded once is nobody's cost."""
+    """Measure what `in_own_process` asks for, after a small call that keeps one-time loading out of the figure."""
     if what == "first step":
         return first_step(side, *rest)
     mode, *shape = rest
@@ -530,20 +530,20 @@ def child(what: str, side: str, *rest: str):
 
 
 def first_step(side: str, model: str, how: str, penalty: str) -> list[float]:
-    """Return the seconds of the first step, and the peak memory in MB of the next ones beside what was there before."""
+    """Return the seconds of the first step, and the peak memory in MB that the next ones add."""
     small, x, y = mlp("L2", "none", (8, 8), 8)
     small.compile(keras.optimizers.SGD(), "mse", jit_compile=FITS[how])
     small.fit(x, y, verbose=0)
     train = training(model, how, penalty, side)
     before = peak_bytes(reset=True)
     start, end = train(1)
-    peak_bytes(reset=True)  # without what the compiler has given back
+    peak_bytes(reset=True)  # without the memory that the compiler has freed
     train(3)
     return [end - start, (peak_bytes() - before) / 1e6]
 
 
 def peak_bytes(reset: bool = False) -> int:
-    """Return the peak of this process's memory, or of the GPU's; a reset lets it begin at what is in use now."""
+    """Return the peak memory of this process or of the GPU; a reset lowers it to the memory in use."""
     if tf.config.list_physical_devices("GPU"):
         if reset:
             tf.config.experimental.reset_memory_stats("GPU:0")
@@ -551,7 +551,7 @@ def peak_bytes(reset: bool = False) -> int:
     if reset:
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-    with contextlib.suppress(OSError):  # Linux, where `ru_maxrss` begins with the peak of the process that started us
+    with contextlib.suppress(OSError):  # on Linux, `ru_maxrss` starts with the peak of the parent process
         return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
     import resource  # absent on Windows
 
@@ -563,33 +563,35 @@ def quotient(a: float | None, b: float | None) -> float | None:
     return a / b if a is not None and b else None
 
 
-# Each table: its function, its title; the keys of its columns, and what stands above them if not the key itself.
+# TABLES has the function and title of each table, KEYS its columns, and HEADINGS the headings that differ from a key.
 TABLES = {
-    "fit": (fit, "What a penalty adds to a training step of `fit`, ms"),
-    "first": (first, "First step, s, and peak memory of a step beside the model, MB"),
+    "fit": (fit, "Time that a penalty adds to a training step of `fit`, ms"),
+    "first": (first, "First step, s, and peak memory of later steps without the model, MB"),
     "speed": (speed, "One call, ms: warm calls, medians of interleaved rounds"),
-    "memory": (memory, "Orthogonal, value and gradient: peak memory beside the input, first call with compilation"),
+    "memory": (memory, "Orthogonal, value and gradient: peak memory without the input, first call with compilation"),
     "error": (error, "Relative error of the value against float64"),
-    "hand": (hand, "What Keras lacks, ms: beside the lines that people write; peak beside input, in MB"),
+    "hand": (hand, "Penalties that Keras lacks vs. hand-written code, ms; peak memory without the input, MB"),
 }
-# What the columns mean, for the Markdown file.
+# Explanations of the tables, for the Markdown file.
 MEANINGS = {
-    "fit": "Milliseconds of a step without a penalty, and what the built-in's and ours add to it: medians over rounds "
-    "of the differences. Noise is the half width of the 95 % interval of the difference between the two. ~ marks two "
-    "that differ by less, and there is no quotient where the built-in adds less.",
-    "first": "Seconds of the first step, tracing and compilation included, and the peak memory of the steps after it "
-    "beside what the process held before training. Medians of three processes in turn; one for the embedding and under "
-    "`jit_compile=True`.",
-    "speed": "Times faster than the built-in, and in brackets the percentage of what this machine can do at the rates "
-    "above: for orthogonality of n rows of d elements 0.5 n² d multiply-adds for the value and 1.5 n² d with the "
-    "gradient, for the others one pass over memory for the value and three with the gradient. What fits into a cache "
-    "may beat that. Warm calls, medians of interleaved rounds.",
-    "memory": "Of one value and gradient, each in a process of its own. Where a cell of the built-in is empty it was "
-    "not measured, or memory did not suffice.",
-    "error": "Of values, in float32 and float16; inf is that the sum overflows.",
-    "hand": "Milliseconds of the lines that people write and of this package's class, and the quotient. The last rows "
-    "compare value and gradient of a million rows of 64 with one product `tf.matmul(x, x, transpose_a=True)`, and give "
-    "the peak memory beside x.",
+    "fit": "The table shows the milliseconds of a step without a penalty, and the time that the built-in penalty and "
+    "ours add to it, as medians over the rounds. The noise is half the width of the 95 % interval of the difference "
+    "between the two. ~ marks differences that are not larger than the noise, and the ratio is left out if the "
+    "built-in adds no more than the noise.",
+    "first": "The table shows the seconds of the first step, including tracing and compilation, and the peak memory of "
+    "the steps after it, without the memory that the process used before training. The figures are medians of three "
+    "processes that take turns. There is only one process for the embedding and for `jit_compile=True`.",
+    "speed": "The table shows how many times faster than the built-in a call is, and in parentheses the percentage of "
+    "what this machine can do at the rates above. Orthogonality of n rows of d elements takes 0.5 n² d multiply-adds "
+    "for the value and 1.5 n² d with the gradient; the others take one pass over memory for the value and three with "
+    "the gradient. Tensors that fit into a cache may exceed the limit. Calls are warm; figures are medians of "
+    "interleaved rounds.",
+    "memory": "The figures are for one value and gradient, each in a new process. If a cell of the built-in is empty, "
+    "it was not measured or memory was not sufficient.",
+    "error": "The errors are of values in float32 and float16; inf means that the sum overflows.",
+    "hand": "The table shows the milliseconds of hand-written code and of this package's class, and their ratio. The "
+    "last rows compare value and gradient of a million rows of 64 with one product "
+    "`tf.matmul(x, x, transpose_a=True)`, and show the peak memory without x.",
 }
 FIRST = [f"{what}_{which}" for what in ("first", "peak") for which in (*SIDES, "ratio")]
 KEYS = {
@@ -601,14 +603,14 @@ KEYS = {
     "hand": ["penalty", "shape", "what", "mode", "by_hand", "ours", "faster", "peak"],
 }
 HEADINGS = {"what": "", "faster": "times faster", "percent_of_limit": "% of the limit", "builtin": "built-in"}
-HEADINGS |= {"builtin_adds": "built-in adds", "ours_adds": "ours adds", "ratio": "ours / built-in"}
+HEADINGS |= {"builtin_adds": "added: built-in", "ours_adds": "ours", "ratio": "ours / built-in"}
 HEADINGS |= {"by_hand": "by hand", "peak": "peak, MB", "none": "no penalty"}
 HEADINGS |= {"first_builtin": "first step: built-in", "first_ours": "ours", "first_ratio": "ours / built-in"}
 HEADINGS |= {"peak_builtin": "peak: built-in", "peak_ours": "ours", "peak_ratio": "ours / built-in"}
 
 
 def cell(value) -> str:
-    """Return what a table shows for a text, a shape or a number."""
+    """Return the text of a cell that contains a text, a shape or a number."""
     if value is None or isinstance(value, str):
         return value or ""
     if isinstance(value, tuple):
@@ -617,19 +619,19 @@ def cell(value) -> str:
 
 
 def noise(rows: list[dict]) -> float | None:
-    """Return the factor that 19 of 20 pairs of the same function stay below, None where there were no pairs."""
+    """Return the factor that 19 of 20 pairs of the same function do not exceed, or None without pairs."""
     pairs = [abs(math.log(row["same"])) for row in rows if "same" in row]
     return math.exp(np.quantile(pairs, 0.95)) if pairs else None
 
 
 def noise_line(rows: list[dict]) -> str:
-    """Return the sentence on the noise of a table, nothing where it has none."""
+    """Return a sentence about the noise of a table, or an empty string if it was not measured."""
     factor = noise(rows)
-    return "" if factor is None else f"~ is noise: the same function twice differs by up to {100 * factor - 100:.0f} %."
+    return "" if factor is None else f"~ marks noise: repeats of a function differ by up to {100 * factor - 100:.0f} %."
 
 
 def marked(rows: list[dict]) -> list[dict]:
-    """Return the rows with a mark at each quotient that is noise."""
+    """Return the rows, with a mark at each ratio that is noise."""
     if "noise" in rows[0]:
         return [row | {"ratio": "~" * (not row["differs"]) + cell(row["ratio"])} for row in rows]
     factor = noise(rows)
@@ -639,13 +641,13 @@ def marked(rows: list[dict]) -> list[dict]:
 
 
 def laid_out(name: str, rows: list[dict]) -> tuple[str, list[list[str]]]:
-    """Return the title of a table, and its headings and cells."""
+    """Return the title, the headings and the cells of a table."""
     headings = [HEADINGS.get(key, key) for key in KEYS[name]]
     return TABLES[name][1], [headings, *([cell(row.get(key)) for key in KEYS[name]] for row in marked(rows))]
 
 
 def side_by_side(rows: list[dict]) -> tuple[str, list[list[str]]]:
-    """Return the first table with its modes beside each other."""
+    """Return the table `speed` with its modes side by side."""
     table, keys = [["penalty", "shape", "", *MODES]], ("penalty", "shape", "what")
     for place, group in itertools.groupby(marked(rows), lambda row: [cell(row[key]) for key in keys]):
         table.append([*place, *(f"{row['faster']} ({row['percent_of_limit']:.0f} %)" for row in group)])
@@ -653,7 +655,7 @@ def side_by_side(rows: list[dict]) -> tuple[str, list[list[str]]]:
 
 
 def headline(machine: dict) -> str:
-    """Return the line that says where this was measured."""
+    """Return a line about the versions and the machine of the measurements."""
     versions = ", ".join(f"{name} {machine[name]}" for name in list(machine)[:4])
     rates = f"matmul {machine['matmul_gflops']} GFLOP/s, copy {machine['copy_gb_per_s']} GB/s (float32, measured)"
     return f"{versions}; {machine['device']}, {machine['cores']} cores; {rates}"
@@ -662,7 +664,7 @@ def headline(machine: dict) -> str:
 def show(results: dict) -> None:
     """Print the tables."""
     console = Console()
-    console.width = max(console.width, 180)  # piped into a file, a table keeps its shape
+    console.width = max(console.width, 180)  # keep the shape of a table when piped into a file
     console.print(headline(results["machine"]), highlight=False, soft_wrap=True)
     for name in list(results)[1:]:
         title, (headings, *rows) = laid_out(name, results[name])
@@ -677,12 +679,12 @@ def show(results: dict) -> None:
 
 
 def as_markdown(several: list[dict], picture: str | None) -> str:
-    """Return a whole page: the picture if there is one, then for each run what made it and where, and its tables."""
-    lines = ["# Benchmark: tfk_regularizers beside Keras's built-in regularizers", ""]
+    """Return a whole page: the picture, if any, a line for each run with its machine and command, and the tables."""
+    lines = ["# Benchmark: tfk_regularizers and Keras's built-in regularizers", ""]
     if picture:
-        lines += [f"![What a penalty adds to a training step, and one call beside the built-in's]({picture})", ""]
+        lines += [f"![Times of Keras's built-in regularizers and of tfk_regularizers]({picture})", ""]
     tables = dict.fromkeys(name for results in several for name in results if name != "machine")
-    lines += [f"* {headline(results['machine'])}; by `{results['machine']['command']}`." for results in several]
+    lines += [f"* {headline(results['machine'])}; run as `{results['machine']['command']}`." for results in several]
     for name in tables:
         lines += ["", f"## {TABLES[name][1]}", "", MEANINGS[name]]
         for results in several:
@@ -695,8 +697,8 @@ def as_markdown(several: list[dict], picture: str | None) -> str:
 
 
 def draw(results: dict, file: Path) -> None:
-    """Write the picture: above, what each penalty adds to a training step; below, how many times faster one call is."""
-    plt.switch_backend("Agg")  # writes files, needs no display
+    """Draw the time that each penalty adds to a training step, and below it how many times faster one call is."""
+    plt.switch_backend("Agg")  # write files without a display
     plt.rcParams.update({"font.size": 13, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True})
     parts = [name for name in ("fit", "speed") if name in results]
     if not parts:
@@ -712,7 +714,7 @@ def draw(results: dict, file: Path) -> None:
 
 
 def draw_speed(rows: list[dict], figure, version: str) -> None:
-    """Draw a line from the built-in's speed to ours for each row, the value alone and with its gradient apart."""
+    """Draw a line from the built-in's speed to ours for each row, in one panel without and one with the gradient."""
     figure.suptitle(
         f"One call: times faster than Keras's built-in, TensorFlow {version}", fontsize=17, fontweight="bold"
     )
@@ -736,10 +738,12 @@ def draw_speed(rows: list[dict], figure, version: str) -> None:
 
 
 def draw_fit(rows: list[dict], figure, version: str) -> None:
-    """Draw what each penalty adds to a step, the built-in's and ours."""
+    """Draw the time that each penalty adds to a step, for the built-in and for ours."""
     y = range(len(rows))
-    builtin, ours = ([max(row[key], 0.5) for row in rows] for key in ("builtin_adds", "ours_adds"))  # 0 has no place
-    figure.suptitle(f"What a penalty adds to a training step, TensorFlow {version}", fontsize=17, fontweight="bold")
+    builtin, ours = ([max(row[key], 0.5) for row in rows] for key in ("builtin_adds", "ours_adds"))  # the axis has no 0
+    figure.suptitle(
+        f"Time that a penalty adds to a training step, TensorFlow {version}", fontsize=17, fontweight="bold"
+    )
     axes = figure.subplots()
     axes.hlines(y, ours, builtin, color="#dedede", linewidth=6)
     axes.scatter(builtin, y, color=SIDE_COLORS["builtin"], marker="D", s=70, label="Keras's built-in", zorder=3)
@@ -748,7 +752,7 @@ def draw_fit(rows: list[dict], figure, version: str) -> None:
         text = f"{cell(row['builtin_adds'])} → {cell(row['ours_adds'])} of {cell(row['none'])}"
         axes.annotate(text, (right, height), (12, 0), textcoords="offset points", va="center", fontsize=11)
     axes.set_yticks(y, [f"{row['model']}, {row['fit']}: {row['penalty']}" for row in rows], fontsize=11)
-    axes.set_xlabel("milliseconds added, at least 0.5; beside the points: built-in → ours, of a step without a penalty")
+    axes.set_xlabel("milliseconds added (at least 0.5)\nlabels: built-in → ours, of a step without a penalty")
     log_axis(axes, 0.4, max(*builtin, *ours) * 8, base=10, form="{}")
     axes.set_ylim(len(rows) - 0.4, -0.6)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
@@ -767,26 +771,26 @@ def log_axis(axes, low: float, high: float, base: int, form: str) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Measure tfk_regularizers against Keras's built-in regularizers.")
-    parser.add_argument("--quick", action="store_true", help="few shapes and few rounds: two minutes, and rough")
-    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="only these (default: all)")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="of the tables fit and first")
-    parser.add_argument("--keras", choices=KERASES, default="tf_keras", help="the Keras of the models")
+    parser = argparse.ArgumentParser(description="Compare tfk_regularizers with Keras's built-in regularizers.")
+    parser.add_argument("--quick", action="store_true", help="use few shapes and rounds: rough figures in two minutes")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="tables (default: all)")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="models for fit and first")
+    parser.add_argument("--keras", choices=KERASES, default="tf_keras", help="Keras to use (default: tf_keras)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
     parser.add_argument(
-        "--results", type=Path, nargs="+", metavar="FILE", help="measure nothing, take what --json has written"
+        "--results", type=Path, nargs="+", metavar="FILE", help="show what --json has written instead of measuring"
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw fit and speed as a picture")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the tables fit and speed")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
-    """Measure behind a progress bar, then print and write."""
+    """Measure with a progress bar, then print and write the results."""
     arguments = parse_arguments()
     use(arguments.keras)
-    tf.get_logger().setLevel("ERROR")  # many shapes are many traces: the warning about retracing is not for us
+    tf.get_logger().setLevel("ERROR")  # many shapes need many traces: the warning about retracing does not apply
     if arguments.child:
         print(json.dumps(child(*arguments.child)))
         return
@@ -806,12 +810,12 @@ def main() -> None:
 
 
 def save(results: dict, file: Path) -> None:
-    """Write what is measured so far as JSON, which has no infinity."""
+    """Write the results so far as JSON, which has no infinity."""
     file.write_text(json.dumps(results, indent=1).replace(": Infinity", ': "inf"') + "\n")
 
 
 def loaded(file: Path) -> dict:
-    """Return what `--json` has written."""
+    """Return the results that `--json` has written."""
     results = json.loads(file.read_text().replace('"inf"', "Infinity"))
     for row in itertools.chain(*(results[name] for name in results if name != "machine")):
         row |= {key: tuple(value) for key, value in row.items() if isinstance(value, list)}  # shapes
@@ -819,7 +823,7 @@ def loaded(file: Path) -> dict:
 
 
 def merged(several: list[dict]) -> list[dict]:
-    """Return the results of each version of TensorFlow in one, with all rows and the commands that made them."""
+    """Return one result for each version of TensorFlow, with all rows and the commands that measured them."""
     versions: dict[str, dict] = {}
     for results in several:
         one = versions.setdefault(results["machine"]["TensorFlow"], {"machine": results["machine"] | {"command": ""}})
@@ -833,7 +837,7 @@ def merged(several: list[dict]) -> list[dict]:
 
 
 def write(several: list[dict], arguments: argparse.Namespace) -> None:
-    """Print the tables, and write the files that are wanted; the picture is of the first results."""
+    """Print the tables, and write the files that are asked for; the picture shows the first results."""
     for results in several:
         show(results)
     if arguments.markdown:

@@ -1,10 +1,11 @@
-"""What a penalty on the table of an Embedding costs: on the whole table, and on the rows that a step looks up alone.
+"""Measure what a penalty on an Embedding costs: on the whole table, or only on the rows that a step looks up.
 
     python examples/embedding_table.py
 
-A table of a million rows of 64, of which a step looks up 128 x 20; milliseconds a step, medians of rounds in which the
-three take turns. With the legacy optimizers, which update the rows that have a gradient, a step without a penalty
-touches 2560 rows at most; the newer ones and Adam pass over the whole table in any case. Needs the extra `examples`.
+The table has a million rows of 64, of which a step looks up 128 x 20. Times are milliseconds per step: medians over
+rounds in which the three take turns. The legacy optimizers update only the rows that have a gradient, so a step without
+a penalty touches at most 2560 rows; the newer ones and Adam pass over the whole table in any case. This needs the extra
+`examples`.
 """
 
 import argparse
@@ -18,7 +19,7 @@ try:
 except ImportError as error:
     sys.exit(f'{error}. This example needs the extra "examples": pip install -e ".[examples]"')
 
-import tfk_regularizers as tfk  # before tf_keras, which then has these regularizers
+import tfk_regularizers as tfk  # before tf_keras, whose regularizers it replaces
 
 # isort: split
 import numpy as np
@@ -38,7 +39,7 @@ PENALTIES = {
 
 
 def build(rows, optimizer, penalty):
-    """A classifier of sequences of tokens by the mean of their vectors, compiled."""
+    """Return a compiled model that maps the mean of the vectors of a sequence of tokens to a number."""
     layers = [
         tf_keras.layers.Embedding(rows, DIMENSIONS, input_length=LENGTH, **PENALTIES[penalty]),
         tf_keras.layers.GlobalAveragePooling1D(),
@@ -50,26 +51,26 @@ def build(rows, optimizer, penalty):
 
 
 def milliseconds(models, x, y, rounds):
-    """The median time of a step of each model, in rounds in which they take turns."""
+    """Return the median time of a step of each model, in rounds in which they take turns."""
     times = {name: [] for name in models}
     for _ in range(rounds):
         for name, model in models.items():
             start = time.perf_counter()
             model.train_on_batch(x, y)
             times[name].append(time.perf_counter() - start)
-    return {name: 1e3 * statistics.median(taken[2:]) for name, taken in times.items()}  # the first ones trace
+    return {name: 1e3 * statistics.median(taken[2:]) for name, taken in times.items()}  # the first steps trace
 
 
 def main():
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description="What a penalty on the table of an Embedding costs.")
+    """Measure the times and print them."""
+    parser = argparse.ArgumentParser(description="Measure what a penalty on an Embedding costs.")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=12)
     arguments = parser.parse_args()
     random = np.random.default_rng(0)
     x = random.integers(0, arguments.rows, (BATCH, LENGTH))
     y = random.standard_normal((BATCH, 1)).astype("float32")
-    table = Table(title=f"Milliseconds a step, table of {arguments.rows} x {DIMENSIONS}")
+    table = Table(title=f"Milliseconds per step, table of {arguments.rows} x {DIMENSIONS}")
     table.add_column("penalty")
     measured = {}
     for optimizer in OPTIMIZERS:

@@ -1,19 +1,19 @@
-"""Add regularizers to a trained model and train on, beside training on without them.
+"""Add regularizers to a trained model, fine-tune it, and compare with fine-tuning without them.
 
-The first blocks of a MobileNetV2 learn scikit-learn's handwritten digits and are saved: they stand for the pretrained
-model that one has in a file. Loaded again, it has no penalty at all, and setting ``layer.kernel_regularizer`` on its
-layers would change nothing, because they are built. ``set_regularizers`` adds L2 to its convolutions and an orthogonal
-penalty to its head, in place and without touching a weight; then it is trained on, and ``log_penalties`` logs the two
-parts of the loss. The same file is loaded a second time and trained on without penalties, in the same order of batches.
-The script
+The first blocks of a MobileNetV2 learn scikit-learn's handwritten digits and are saved; they stand for a pretrained
+model in a file. The loaded model has no penalty, and setting ``layer.kernel_regularizer`` on its layers would not
+change its training, because they are built. ``set_regularizers`` adds L2 to the convolutions and an orthogonal penalty
+to the head, in place and without changing a weight. Then the model is fine-tuned, and ``log_penalties`` logs the two
+parts of the loss. The same file is loaded a second time and fine-tuned without penalties, with the same order of
+batches. The script
 
-* prints test accuracy and test data loss before, without and with penalties, and the differences in each run,
-* prints the largest penalties before and after as a table (``penalties``), of the first run,
+* prints test accuracy and data loss before fine-tuning, without and with penalties, and the differences in each run,
+* prints a table of the largest penalties of the first run, before and after fine-tuning (``penalties``),
 * draws data loss, penalty and accuracy over the epochs (``--plot``),
-* writes the first run for TensorBoard (``--logs``) and keeps its models (``--out``) if it is told where.
+* writes logs of the first run for TensorBoard (``--logs``) and keeps its models (``--out``), if you name the folders.
 
-All numbers but the penalties are means of ``--runs`` runs, each with its own split and initial weights, ± is their
-standard deviation: of 450 test images, one is 0.2 %.
+All numbers but those in the table of penalties are means of ``--runs`` runs, each with its own split and initial
+weights; ± is their standard deviation. One of the 450 test images is 0.2 %.
 
 Run it from anywhere, with the requirements of the examples installed (``pip install -e ".[examples]"``)::
 
@@ -42,21 +42,21 @@ try:
 except ImportError as error:
     sys.exit(f'This example needs {error.name}. Install what the examples use: pip install -e ".[examples]"')
 
-import tfk_regularizers  # before tf_keras: from here on "l1", "l2" and "l1_l2" are the classes of this package
+import tfk_regularizers  # before tf_keras: "l1", "l2" and "l1_l2" are then the classes of this package
 
 # isort: split
 import numpy as np
 import tensorflow as tf
 import tf_keras
 
-SIZE = 32  # the smallest image that a MobileNetV2 takes
+SIZE = 32  # the smallest image that a MobileNetV2 accepts
 BATCH = 64
 BEFORE, WITHOUT, WITH = "before", "without", "with"
 COLORS = {BEFORE: "#8d99ae", WITHOUT: "#e07a1f", WITH: "#2a6f97"}
 
 
 def load_data(seed: int):
-    """Return (x_train, y_train), (x_test, y_test): the digits from 8x8 to 32x32, in three channels from -1 to 1."""
+    """Return (x_train, y_train), (x_test, y_test): digits enlarged to 32x32, with three channels from -1 to 1."""
     digits = load_digits()
     images = tf.image.resize(digits.images[..., None] / 8 - 1, (SIZE, SIZE)).numpy()
     images = np.repeat(images, 3, axis=-1)
@@ -67,13 +67,13 @@ def load_data(seed: int):
 
 
 def build() -> tf_keras.Model:
-    """Return the first blocks of a small MobileNetV2 under a new head; nothing is downloaded."""
+    """Return the first blocks of a small MobileNetV2 with a new head; nothing is downloaded."""
     whole = tf_keras.applications.MobileNetV2((SIZE, SIZE, 3), alpha=0.35, weights=None, include_top=False)
     features = tf_keras.layers.GlobalAveragePooling2D()(whole.get_layer("block_6_expand_relu").output)
     model = tf_keras.Model(whole.input, tf_keras.layers.Dense(10, "softmax", name="predictions")(features))
     for layer in model.layers:
         if isinstance(layer, tf_keras.layers.BatchNormalization):
-            layer.momentum = 0.9  # 0.999 is for training longer than this
+            layer.momentum = 0.9  # 0.999 is for longer training
     return model
 
 
@@ -83,7 +83,7 @@ def fit(model: tf_keras.Model, data, *, epochs: int, rate: float, seed: int, cal
     steps = epochs * -(-len(train[0]) // BATCH)
     optimizer = tf_keras.optimizers.Adam(tf_keras.optimizers.schedules.CosineDecay(rate, steps))
     model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
-    tf_keras.utils.set_random_seed(seed)  # of the order of the batches
+    tf_keras.utils.set_random_seed(seed)  # for the order of the batches
     tfk_regularizers.log_penalties(model)
     return model.fit(*train, BATCH, epochs, 0, callbacks, validation_data=test).history
 
@@ -97,7 +97,7 @@ def regularize(model: tf_keras.Model, l2: float, orthogonal: float) -> list[str]
     )
     head = tfk_regularizers.set_regularizers(
         model,
-        # The columns are the weights of the ten digits: no two digits shall look at the same features.
+        # The columns are the weights of the ten digits: no two digits should use the same features.
         kernel_regularizer=tfk_regularizers.OrthogonalRegularizer(orthogonal, mode="columns"),
         where=lambda layer: layer is model.layers[-1],
     )
@@ -110,7 +110,7 @@ def measure(model: tf_keras.Model) -> dict[str, float]:
 
 
 def run(seed: int, arguments: argparse.Namespace, folder: Path, logs, advance) -> dict:
-    """Train and save a model, load it twice, and train on with penalties and without; check the files."""
+    """Train and save a model, load it twice, and fine-tune it without and with penalties; check the files."""
     data = load_data(seed)
     watching = [tf_keras.callbacks.LambdaCallback(on_epoch_end=advance)]
     tf_keras.utils.set_random_seed(seed)
@@ -133,12 +133,12 @@ def run(seed: int, arguments: argparse.Namespace, folder: Path, logs, advance) -
     if not np.allclose(history["val_loss"], np.add(history["val_data_loss"], history["val_penalty"]), rtol=1e-5):
         sys.exit("Data loss and penalty do not add up to the loss.")
     if not np.allclose(list(after.values()), list(measure(model).values()), rtol=1e-6):
-        sys.exit("The penalties did not survive their file.")
+        sys.exit("The penalties of the saved model differ.")
     return {"histories": histories, "paths": paths, "before": before, "after": after}
 
 
 def run_all(arguments: argparse.Namespace) -> list[dict]:
-    """Do all runs behind a progress bar."""
+    """Do all runs with a progress bar."""
     columns = TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn("epochs")
     results = []
     with contextlib.ExitStack() as stack:
@@ -153,7 +153,7 @@ def run_all(arguments: argparse.Namespace) -> list[dict]:
 
 
 def new_table(title: str, first: str, headings, caption: str = "") -> Table:
-    """Return an empty table with one column of text and others of numbers."""
+    """Return an empty table with one column of text, followed by columns of numbers."""
     style = {"box": box.SIMPLE_HEAD, "show_edge": False, "collapse_padding": True, "pad_edge": False}
     table = Table(title=title, title_style="bold", caption=caption, **style)
     table.add_column(first)
@@ -163,7 +163,7 @@ def new_table(title: str, first: str, headings, caption: str = "") -> Table:
 
 
 def spread(values, form: str) -> str:
-    """Return the mean, with the standard deviation where there are several values."""
+    """Return the mean, with the standard deviation if there are several values."""
     deviation = f" ± {form.format(np.std(values, ddof=1))}" if len(values) > 1 else ""
     return form.format(np.mean(values)) + deviation
 
@@ -172,14 +172,14 @@ def show(results: list[dict], rows: int) -> None:
     """Print the comparison, the differences run by run, and the largest penalties of the first run."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=100)  # piped into a file, the tables keep their shape
+        console = Console(width=100)  # keep the shape of the tables when piped into a file
     final = {
         name: {key: [r["histories"][name][key][-1] for r in results] for key in results[0]["histories"][name]}
         for name in COLORS
     }
-    caption = f"means of {len(results)} runs, ± their standard deviation"
+    caption = f"mean ± standard deviation of {len(results)} runs"
     headings = "test accuracy\n(%)", "test\ndata loss", "train\ndata loss", "penalty"
-    table = new_table("Fine-tuning with penalties and without", "penalties", headings, caption)
+    table = new_table("Fine-tuning with and without penalties", "penalties", headings, caption)
     for name, values in final.items():
         accuracy = spread(100 * np.array(values["val_accuracy"]), "{:.1f}")
         losses = (spread(values[key], "{:.3f}") for key in ("val_data_loss", "data_loss", "val_penalty"))
@@ -194,7 +194,7 @@ def show(results: list[dict], rows: int) -> None:
 
     before, after, paths = (results[0][key] for key in ("before", "after", "paths"))
     table = new_table(
-        f"Penalties of the {len(paths)} regularized weights, the largest first", "weight", ("before", "after")
+        f"Penalties of the {len(paths)} regularized weights, largest first", "weight", ("before", "after")
     )
     largest = sorted(before, key=before.get, reverse=True)
     for path in largest[:rows]:
@@ -206,7 +206,7 @@ def show(results: list[dict], rows: int) -> None:
 
 
 def draw(results: list[dict], file: Path) -> None:
-    """Write the picture: data loss, penalty and accuracy over the epochs, means of the runs."""
+    """Draw data loss, penalty and accuracy over the epochs, as means of the runs."""
     plt.switch_backend("Agg")
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
@@ -215,14 +215,14 @@ def draw(results: list[dict], file: Path) -> None:
         for name, one in results[0]["histories"].items()
     }
     first = len(histories[BEFORE]["loss"])
-    start = np.mean([sum(r["before"].values()) for r in results])  # what regularizing adds before any step
+    start = np.mean([sum(r["before"].values()) for r in results])  # the penalty before the first step
     labels = {BEFORE: "before fine-tuning", WITHOUT: "without penalties", WITH: "with penalties"}
     for axis, key in zip(axes, ("data_loss", "penalty", "accuracy"), strict=True):
         for name, values in histories.items():
             for prefix, style in ("", ":"), ("val_", "-"):
                 curve = values[prefix + key]
                 at = np.arange(1, len(curve) + 1)
-                if name != BEFORE:  # the lines go on from where pretraining ended
+                if name != BEFORE:  # the lines continue from the end of pretraining
                     at = np.arange(first, first + len(curve) + 1)
                     end = start if (name, key) == (WITH, "penalty") else histories[BEFORE][prefix + key][-1]
                     curve = np.concatenate([[end], curve])
@@ -242,24 +242,28 @@ def draw(results: list[dict], file: Path) -> None:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     picture = Path(__file__).resolve().parent / "out" / "finetune_pretrained.png"
-    parser = argparse.ArgumentParser(description="Add regularizers to a trained MobileNetV2 and train on.")
+    parser = argparse.ArgumentParser(description="Add regularizers to a trained MobileNetV2 and fine-tune it.")
     parser.add_argument("--pretraining", type=int, default=10, help="epochs without regularizers (default: 10)")
     parser.add_argument("--epochs", type=int, default=10, help="epochs of fine-tuning (default: 10)")
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate of fine-tuning (default: 2e-3)")
     parser.add_argument("--l2", type=float, default=1e-3, help="factor of L2 on the convolutions (default: 1e-3)")
-    parser.add_argument("--orthogonal", type=float, default=5.0, help="factor of orthogonality (default: 5.0)")
-    parser.add_argument("--out", type=Path, help="folder that keeps the .keras files (default: a temporary one)")
-    parser.add_argument("--logs", type=Path, help="folder for TensorBoard (default: none)")
-    parser.add_argument("--plot", type=Path, default=picture, help=f"PNG to write (default: out/{picture.name} here)")
-    parser.add_argument("--runs", type=int, default=3, help="runs to take the mean of (default: 3)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first run: split, weights, batches (default: 0)")
+    parser.add_argument(
+        "--orthogonal", type=float, default=5.0, help="factor of orthogonality on the head (default: 5.0)"
+    )
+    parser.add_argument("--out", type=Path, help="folder for the .keras files (default: a temporary one)")
+    parser.add_argument("--logs", type=Path, help="folder for TensorBoard logs (default: no logs)")
+    parser.add_argument(
+        "--plot", type=Path, default=picture, help=f"PNG to write (default: out/{picture.name} next to this script)"
+    )
+    parser.add_argument("--runs", type=int, default=3, help="number of runs (default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="first run's seed: split, weights, batches (default: 0)")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Train and save, load and regularize, train on, show."""
+    """Train and save a model, load and fine-tune it, and show the results."""
     arguments = parse_arguments()
-    tf.get_logger().setLevel("ERROR")  # each model is traced: the warning about retracing is not for us
+    tf.get_logger().setLevel("ERROR")  # each model is traced once: the warning about retracing does not apply
     results = run_all(arguments)
     show(results, rows=4)
     draw(results, arguments.plot)

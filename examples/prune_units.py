@@ -1,23 +1,23 @@
-"""Prune whole units: train with a group lasso, cut the units that it took to zero, and look at what that was worth.
+"""Prune whole units: train with a group lasso, cut the units that it drives to zero, and see whether it is worth it.
 
 A network (64 pixels -> 256 -> 256 ReLU units -> 10 digits) learns scikit-learn's handwritten digits with
 ``GroupLasso(mode="columns")`` on both hidden kernels. The column of a unit holds its incoming weights, and the penalty
-takes whole columns to zero. ``cut`` then builds the smaller network of the units that are left, which is trained on for
-some epochs without the penalty. Beside it, on the same splits and for as long:
+drives whole columns towards zero. ``cut`` then builds a smaller network of the remaining units, which is fine-tuned for
+some epochs without the penalty. It is compared with other networks, on the same splits and for as many epochs:
 
-* ``no penalty``: the whole network.
-* ``L1``: the same steps with L1, at a factor chosen for the test accuracy of the group lasso (of 0.0003, 0.001, 0.002
-  and 0.003).
-* ``from the start``: a new network of the size that the group lasso left, without a penalty.
+* ``no penalty``: The whole network is trained without a penalty.
+* ``L1``: The network is trained with L1, cut and fine-tuned in the same way. The factor (out of 0.0003, 0.001, 0.002
+  and 0.003) was chosen to match the test accuracy of the group lasso.
+* ``from scratch``: A new network of the size that the group lasso leaves is trained without a penalty.
 
-A step of Adam takes a column close to zero, and across it, but not onto it. How close depends on the learning rate,
-which therefore falls to zero here; what is shorter than ``--threshold`` counts as zero. The script
+Adam takes a column close to zero, and past it, but not exactly to zero. How close depends on the learning rate, which
+therefore falls to zero here. Columns shorter than ``--threshold`` count as zero. The script
 
-* prints a table, and below it how long the columns were that were cut, beside those that were kept,
-* draws the length of each unit's column over the epochs, in the first run (``--plot``).
+* prints a table, and below it the lengths of the columns that were cut and of those that were kept,
+* draws the length of each unit's column over the epochs of the first run (``--plot``).
 
-All numbers are means of ``--runs`` runs, each with its own split and initial weights, ± is their standard deviation: of
-450 test images, one is 0.2 %.
+All numbers are means of ``--runs`` runs, each with its own split and initial weights; ± is their standard deviation.
+One of the 450 test images is 0.2 %.
 
 Run it from anywhere, with the requirements of the examples installed (``pip install -e ".[examples]"``)::
 
@@ -26,32 +26,32 @@ Run it from anywhere, with the requirements of the examples installed (``pip ins
 
 It prints, in about a minute on two cores::
 
-                          Units that are left of 256 + 256
-                                   hidden   para-  weights  ms per  test accuracy
-    network                         units  meters  < 0.001   batch            (%)
-    ─────────────────────────────────────────────────────────────────────────────
-    no penalty                  256 + 256   85002       1%    3.13     98.0 ± 0.2
-    group lasso     trained     256 + 256   85002      75%    3.19     97.0 ± 0.5
-                    cut         154 +  68   21236      12%    1.47     97.0 ± 0.5
-                    fine-tuned  154 +  68   21236       4%    1.41     97.3 ± 0.2
-    L1              trained     256 + 256   85002      94%    3.13     97.0 ± 0.5
-                    cut          75 + 159   18604      79%    1.47     97.0 ± 0.5
-                    fine-tuned   75 + 159   18604       8%    1.41     97.1 ± 0.4
-    from the start              154 +  68   21236       1%    1.40     97.3 ± 0.2
-        means of 3 runs, ± their standard deviation; ms: median, 1024 images
-    group lasso: 57% of the units cut, of length 7e-08 (median) to 0.0088; kept: 0.0110 to 0.40 (median)
+                          Pruning 256 + 256 hidden units
+                                 hidden   para-  weights  ms per  test accuracy
+    network                       units  meters  < 0.001   batch            (%)
+    ───────────────────────────────────────────────────────────────────────────
+    no penalty                256 + 256   85002       1%    3.13     98.0 ± 0.2
+    group lasso   trained     256 + 256   85002      75%    3.19     97.0 ± 0.5
+                  cut         154 +  68   21236      12%    1.47     97.0 ± 0.5
+                  fine-tuned  154 +  68   21236       4%    1.41     97.3 ± 0.2
+    L1            trained     256 + 256   85002      94%    3.13     97.0 ± 0.5
+                  cut          75 + 159   18604      79%    1.47     97.0 ± 0.5
+                  fine-tuned   75 + 159   18604       8%    1.41     97.1 ± 0.4
+    from scratch              154 +  68   21236       1%    1.40     97.3 ± 0.2
+           mean ± standard deviation of 3 runs; ms: median, 1024 images
+    group lasso: 57% of the units cut; lengths: cut 7e-08 (median) to 0.0088, kept 0.0110 to 0.40 (median)
         5.3% of the units are within a factor of 10 of the threshold, on either side
-    L1: 54% of the units cut, of length 8e-07 (median) to 0.0087; kept: 0.0103 to 0.36 (median)
+    L1: 54% of the units cut; lengths: cut 8e-07 (median) to 0.0087, kept 0.0103 to 0.36 (median)
         5.8% of the units are within a factor of 10 of the threshold, on either side
-    group lasso, fine-tuned, against from the start: +0.0, +0.0, +0.0 points in each run
+    group lasso (fine-tuned) - from scratch, in each run: +0.0, +0.0, +0.0 points
 
-What the figures carry, and what not. Cutting changes no accuracy, and gives a network of a quarter of the parameters
-in less than half the time; the penalty costs a point against no penalty, of which fine-tuning gives a part back
-(within the spread). L1 lets one cut about as much: more units of the first layer, fewer of the second, where its zeros
-are scattered over units that stay. A network of the same size from the start is as good. (That it is equal in all
-three runs is chance: the two differ in 6 of 450 predictions of the first.) At ``--lasso 0.001``, which leaves 49 + 40
-units, it is better by 0.9 to 1.1 points in each run, and still has 97.3 %: on data as easy as these, whoever can train
-anew should.
+Cutting does not change the accuracy. The smaller network has a quarter of the parameters and takes less than half the
+time. The penalty costs a point compared with no penalty; fine-tuning recovers a part of it, which is within the spread.
+L1 cuts about as many units: more in the first layer, and fewer in the second, where its zeros are scattered over units
+that remain. A network of the same size, trained from scratch, is as good. (That it is equal in all three runs is
+chance: in the first run, the two differ in 6 of 450 predictions.) With ``--lasso 0.001``, 49 + 40 units remain. A
+network of this size from scratch is then better by 0.9 to 1.1 points in each run, and still has 97.3 %. So for data as
+easy as these, train a small network from scratch if you can.
 """
 
 import argparse
@@ -61,7 +61,7 @@ import sys
 import time
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it when it is imported
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads this when it is imported
 
 try:
     import matplotlib.pyplot as plt
@@ -83,38 +83,37 @@ import tf_keras
 
 WIDTHS = 256, 256
 BATCH, TIMED_BATCH = 64, 1024
-WHOLE, LASSO, SPARSE, SMALL = "no penalty", "group lasso", "L1", "from the start"
+WHOLE, LASSO, SPARSE, SMALL = "no penalty", "group lasso", "L1", "from scratch"
 
 
 def load_data(seed: int):
-    """Return x_train, x_test, y_train, y_test: a quarter is held out, pixels run from 0 to 1."""
+    """Return x_train, x_test, y_train, y_test, with a quarter held out and pixels from 0 to 1."""
     digits = load_digits()
     images = (digits.data / 16).astype("float32")
     return train_test_split(images, digits.target, test_size=0.25, random_state=seed, stratify=digits.target)
 
 
 def build(widths, regularizer=None) -> tf_keras.Model:
-    """Return the classifier, the penalty on the kernels of its hidden layers."""
+    """Return the classifier, with the penalty on the kernels of its hidden layers."""
     hidden = [tf_keras.layers.Dense(width, "relu", kernel_regularizer=regularizer) for width in widths]
     return tf_keras.Sequential([tf_keras.Input((64,)), *hidden, tf_keras.layers.Dense(10, "softmax")])
 
 
 def norms(model: tf_keras.Model) -> list[np.ndarray]:
-    """Return for each hidden layer the length of each unit's incoming weights: of the columns of its kernel."""
+    """Return the lengths of the columns of each hidden kernel, which hold the incoming weights of the units."""
     return [np.linalg.norm(layer.kernel.numpy(), axis=0) for layer in model.layers[:-1]]
 
 
-# What has to be zero for a unit to be gone? Its output is relu(inputs @ column + bias). With a column of zeros that is
-# relu(bias), the same for every input: no longer a unit, but part of the next layer's bias, where `cut` puts it. So the
-# column alone needs a penalty, and the bias none. (Not to add it there would change what the network computes.) The
-# other way round works as well: a unit whose outgoing weights are zero is not heard, whatever comes in. Those are a row
-# of the next kernel, for `GroupLasso(mode="rows")` there.
+# The output of a unit is relu(inputs @ column + bias). If the column is zero, this is relu(bias) for every input, and
+# `cut` adds it to the next layer's bias; without this, the network would compute something else. So only the column
+# needs a penalty, not the bias. Alternatively, a unit has no effect if its outgoing weights are zero. These are a row
+# of the next kernel, for `GroupLasso(mode="rows")`.
 def cut(model: tf_keras.Model, threshold: float) -> tf_keras.Model:
-    """Return the smaller network of the units whose column is not shorter than the threshold."""
+    """Return a smaller network of the units whose column is not shorter than the threshold."""
     kernels, biases = ([layer.get_weights()[which] for layer in model.layers] for which in (0, 1))
     for i, lengths in enumerate(norms(model)):
         kept = lengths >= threshold
-        kept[np.argmax(lengths)] = True  # a layer of no units would be none
+        kept[np.argmax(lengths)] = True  # a layer needs at least one unit
         biases[i + 1] = biases[i + 1] + np.maximum(biases[i][~kept], 0) @ kernels[i + 1][~kept]
         kernels[i], biases[i], kernels[i + 1] = kernels[i][:, kept], biases[i][kept], kernels[i + 1][kept]
     small = build([len(bias) for bias in biases[:-1]])
@@ -124,7 +123,7 @@ def cut(model: tf_keras.Model, threshold: float) -> tf_keras.Model:
 
 
 def train(model: tf_keras.Model, data, epochs: int, rate: float, each_epoch) -> tf_keras.Model:
-    """Train for some epochs, with Adam at a rate that falls to zero."""
+    """Train the model for some epochs with Adam, whose learning rate falls to zero; return it."""
     if not epochs:
         return model
     x_train, _, y_train, _ = data
@@ -137,10 +136,10 @@ def train(model: tf_keras.Model, data, epochs: int, rate: float, each_epoch) -> 
 
 
 def milliseconds(models: list[tf_keras.Model], images: np.ndarray, rounds: int = 100) -> list[float]:
-    """Return the median time of each model's prediction of a batch, all of them in turn in every round."""
+    """Return the median time that each model takes to predict a batch; in every round they take turns."""
     batch = tf.constant(np.resize(images, (TIMED_BATCH, images.shape[1])))
     functions = [tf.function(model) for model in models]
-    for function in functions:  # traced before anything counts
+    for function in functions:  # trace before measuring
         function(batch)
     taken = np.empty((rounds, len(functions)))
     for row in taken:
@@ -152,7 +151,7 @@ def milliseconds(models: list[tf_keras.Model], images: np.ndarray, rounds: int =
 
 
 def run(seed: int, arguments: argparse.Namespace, advance) -> tuple[dict[tuple[str, str], dict], dict[str, list]]:
-    """Train all networks of one run; return what was measured of each, and the lengths of the columns by epoch."""
+    """Train all networks of one run; return the measurements of each, and the lengths of the columns by epoch."""
     data = load_data(seed)
     tf_keras.utils.set_random_seed(seed)
     models, history = {}, {LASSO: [], SPARSE: []}
@@ -192,7 +191,7 @@ def measure(model: tf_keras.Model, data) -> dict:
 
 
 def run_all(arguments: argparse.Namespace) -> tuple[list[dict], list[dict]]:
-    """Do all runs behind a progress bar."""
+    """Do all runs with a progress bar."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs")
     epochs = 4 * (arguments.epochs + arguments.finetune)
     measured, histories = [], []
@@ -206,7 +205,7 @@ def run_all(arguments: argparse.Namespace) -> tuple[list[dict], list[dict]]:
 
 
 def spread(values, form: str) -> str:
-    """Return the mean, with the standard deviation where there are several values."""
+    """Return the mean, with the standard deviation if there are several values."""
     deviation = f" ± {form.format(np.std(values, ddof=1))}" if len(values) > 1 else ""
     return form.format(np.mean(values)) + deviation
 
@@ -215,10 +214,10 @@ def show_table(measured: list[dict], arguments: argparse.Namespace) -> None:
     """Print one line for each network."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=100)  # piped into a file, the table keeps its shape
+        console = Console(width=100)  # keep the shape of the table when piped into a file
     style = {"box": box.SIMPLE_HEAD, "show_edge": False, "collapse_padding": True, "pad_edge": False}
-    title = f"Units that are left of {' + '.join(map(str, WIDTHS))}"
-    caption = f"means of {arguments.runs} runs, ± their standard deviation; ms: median, {TIMED_BATCH} images"
+    title = f"Pruning {' + '.join(map(str, WIDTHS))} hidden units"
+    caption = f"mean ± standard deviation of {arguments.runs} runs; ms: median, {TIMED_BATCH} images"
     table = Table(title=title, title_style="bold", caption=caption, **style)
     table.add_column("network")
     table.add_column("")
@@ -234,33 +233,31 @@ def show_table(measured: list[dict], arguments: argparse.Namespace) -> None:
 
 
 def show_lengths(measured: list[dict], histories: list[dict], threshold: float) -> None:
-    """Print how long the columns were that were cut and kept, and how pruning compares with a small network."""
+    """Print the lengths of the columns that were cut and kept, and how pruning compares with a small network."""
     for name in LASSO, SPARSE:
         lengths = np.concatenate([layer for history in histories for layer in history[name][-1]])
         dead, kept = lengths[lengths < threshold], lengths[lengths >= threshold]
         if len(dead) and len(kept):
             between = np.mean((lengths > threshold / 10) & (lengths < threshold * 10))
             print(
-                f"{name}: {len(dead) / len(lengths):.0%} of the units cut, of length {np.median(dead):.0e} (median) to "
-                f"{dead.max():.4f}; kept: {kept.min():.4f} to {np.median(kept):.2f} (median)\n"
+                f"{name}: {len(dead) / len(lengths):.0%} of the units cut; lengths: cut {np.median(dead):.0e} (median) "
+                f"to {dead.max():.4f}, kept {kept.min():.4f} to {np.median(kept):.2f} (median)\n"
                 f"    {between:.1%} of the units are within a factor of 10 of the threshold, on either side"
             )
     gains = [100 * (one[LASSO, "fine-tuned"]["accuracy"] - one[SMALL, ""]["accuracy"]) for one in measured]
-    print(
-        f"group lasso, fine-tuned, against from the start: {', '.join(f'{g:+.1f}' for g in gains)} points in each run"
-    )
+    print(f"group lasso (fine-tuned) - from scratch, in each run: {', '.join(f'{g:+.1f}' for g in gains)} points")
 
 
 def draw(history: dict[str, list], arguments: argparse.Namespace) -> None:
-    """Write the picture: for each penalty and hidden layer the length of each unit's column over the epochs."""
-    plt.switch_backend("Agg")  # writes files, needs no display
+    """Draw the length of each unit's column over the epochs, for each penalty and hidden layer."""
+    plt.switch_backend("Agg")  # write files without a display
     plt.rcParams.update({"font.size": 13, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(2, 2, figsize=(14, 8), sharex=True, sharey=True, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08, wspace=0.04)
     factors = {LASSO: arguments.lasso, SPARSE: arguments.l1}
     for (name, epochs), column in zip(history.items(), axes.T, strict=True):
         for layer, axis in enumerate(column):
-            lengths = np.maximum([epoch[layer] for epoch in epochs], 1e-8)  # so that exact zeros are in the picture
+            lengths = np.maximum([epoch[layer] for epoch in epochs], 1e-8)  # so that the log scale shows zeros
             kept = lengths[-1] >= arguments.threshold
             at = np.arange(1, len(lengths) + 1)
             for which, color, width in (~kept, "#e07a1f", 0.7), (kept, "#2a6f97", 0.9):
@@ -279,33 +276,33 @@ def draw(history: dict[str, list], arguments: argparse.Namespace) -> None:
     labels = "kept", "cut", f"threshold {arguments.threshold:g}"
     figure.legend(lines, labels, loc="outside lower center", ncols=3, frameon=False)
     arguments.plot.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.plot, dpi=100)  # so many lines do not compress
+    figure.savefig(arguments.plot, dpi=100)  # many lines make a large file
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     picture = Path(__file__).resolve().parent / "out" / "prune_units.png"
-    parser = argparse.ArgumentParser(description="Take whole units to zero with a group lasso, and cut them.")
+    parser = argparse.ArgumentParser(description="Drive whole units to zero with a group lasso, and cut them.")
     parser.add_argument("--lasso", type=float, default=3e-4, help="factor of the group lasso (default: 0.0003)")
     parser.add_argument("--l1", type=float, default=1e-3, help="factor of L1 (default: 0.001)")
     parser.add_argument("--epochs", type=int, default=60, help="epochs with the penalty (default: 60)")
-    parser.add_argument("--finetune", type=int, default=20, help="epochs after the cut, without it (default: 20)")
+    parser.add_argument("--finetune", type=int, default=20, help="epochs of fine-tuning without it (default: 20)")
     parser.add_argument(
-        "--rate", type=float, default=3e-3, help="learning rate, a third in fine-tuning (default: 0.003)"
+        "--rate", type=float, default=3e-3, help="learning rate; a third of it for fine-tuning (default: 0.003)"
     )
-    parser.add_argument("--threshold", type=float, default=0.01, help="length of a column that stays (default: 0.01)")
+    parser.add_argument("--threshold", type=float, default=0.01, help="minimum length of a kept column (default: 0.01)")
     parser.add_argument(
-        "--plot", type=Path, default=picture, help="PNG to write (default: out/prune_units.png beside this script)"
+        "--plot", type=Path, default=picture, help="PNG to write (default: out/prune_units.png next to this script)"
     )
-    parser.add_argument("--runs", type=int, default=3, help="runs to take the mean of (default: 3)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first run: split, weights, batches (default: 0)")
+    parser.add_argument("--runs", type=int, default=3, help="number of runs (default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="first run's seed: split, weights, batches (default: 0)")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Train, cut, fine-tune, and show."""
+    """Train, cut, fine-tune, and show the results."""
     arguments = parse_arguments()
-    tf.get_logger().setLevel("ERROR")  # each model is traced: the warning about retracing is not for us
+    tf.get_logger().setLevel("ERROR")  # each model is traced once: the warning about retracing does not apply
     measured, histories = run_all(arguments)
     show_table(measured, arguments)
     show_lengths(measured, histories, arguments.threshold)

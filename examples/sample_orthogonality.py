@@ -1,13 +1,13 @@
-"""See how far a sample of the rows makes a large kernel orthogonal, beside all of its rows, by steps and by seconds.
+"""Make a large kernel orthogonal with a sample of its rows per step, and compare with using all rows.
 
-A random 2048 x 2048 kernel (Glorot) is trained by Adam on the penalty alone: with ``OrthogonalRegularizer``, which
-meets all pairs of rows in each step, for ``--exact-steps``, and with ``SampledOrthogonalRegularizer`` of 128, 256 and
-512 rows, drawn anew in each step, for as many steps and for ``--sampled-steps``. In each run the learning rate falls to
-a hundredth along a cosine. From time to time the mean |cosine| of all pairs of rows of the whole kernel is measured,
-outside of the time that counts. The script
+A random 2048 x 2048 kernel (Glorot) is trained by Adam only on the penalty: for ``--exact-steps`` with
+``OrthogonalRegularizer``, which uses all pairs of rows in each step; and with ``SampledOrthogonalRegularizer``, which
+draws new samples of 128, 256 or 512 rows in each step, for as many steps and for ``--sampled-steps``. In each run the
+learning rate falls to a hundredth along a cosine. From time to time, the mean |cosine| of all pairs of rows is
+measured; this does not count as training time. The script
 
-* prints the mean |cosine| that each has reached, in how many steps and seconds, and the milliseconds of a step,
-* draws it against the steps and against the seconds (``--plot``).
+* prints the mean |cosine| that each run reaches, its steps and seconds, and the milliseconds per step,
+* draws the mean |cosine| against the steps and against the seconds (``--plot``).
 
 Run it from anywhere, with the requirements of the examples installed (``pip install -e ".[examples]"``); it takes about
 five minutes on two cores::
@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it when it is imported
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads this when it is imported
 
 try:
     import matplotlib.pyplot as plt
@@ -44,7 +44,7 @@ MEASUREMENTS = 40
 
 
 def train(sample_size: int | None, steps: int, arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Return the steps, seconds and mean |cosine| of the whole kernel at each measurement of a training."""
+    """Train a kernel; return the steps, the seconds and the mean |cosine| of all rows at each measurement."""
     tf_keras.utils.set_random_seed(0)
     start_kernel = tf_keras.initializers.GlorotUniform()((arguments.size, arguments.size))
     kernel = tf.Variable(start_kernel)
@@ -62,7 +62,7 @@ def train(sample_size: int | None, steps: int, arguments: argparse.Namespace) ->
 
     measure = tf.function(lambda: whole(kernel))
     seen: dict[str, list[float]] = {"steps": [0], "seconds": [0.0], "cosine": [float(measure())]}
-    step()  # traces and allocates; the kernel and the optimizer begin anew
+    step()  # trace and allocate, then reset the kernel and the optimizer
     kernel.assign(start_kernel)
     for variable in optimizer.variables:
         variable.assign(tf.zeros_like(variable) if variable.shape.rank or variable.dtype.is_integer else variable)
@@ -78,10 +78,10 @@ def train(sample_size: int | None, steps: int, arguments: argparse.Namespace) ->
 
 
 def show(runs: dict[str, dict[str, list[float]]], arguments: argparse.Namespace) -> None:
-    """Print what each has reached."""
+    """Print the results of each run."""
     title = f"Mean |cosine| of the rows of a {arguments.size} x {arguments.size} kernel"
     table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False)
-    for heading in ("rows in a step", "steps", "ms a step", "seconds", "at first", "at a tenth", "at the end"):
+    for heading in ("rows per step", "steps", "ms per step", "seconds", "initial", "after 10 %", "final"):
         table.add_column(heading, justify="right")
     for name, seen in runs.items():
         steps, seconds, cosine = (seen[key] for key in ("steps", "seconds", "cosine"))
@@ -113,7 +113,7 @@ def draw(runs: dict[str, dict[str, list[float]]], arguments: argparse.Namespace)
 
 
 def whole_measurements(text: str) -> int:
-    """Return the number of steps that an argument gives, if it can be cut into equal parts."""
+    """Return an argument as a number of steps, which must be a multiple of `MEASUREMENTS`."""
     steps = int(text)
     if steps < 1 or steps % MEASUREMENTS:
         raise argparse.ArgumentTypeError(f"expected a multiple of {MEASUREMENTS}, got {steps}")
@@ -121,13 +121,13 @@ def whole_measurements(text: str) -> int:
 
 
 def main() -> None:
-    """Train with each, print and draw."""
-    parser = argparse.ArgumentParser(description="Orthogonality of a large kernel, by all of its rows and by a sample.")
+    """Train a kernel with each penalty, then print and draw the results."""
+    parser = argparse.ArgumentParser(description="Make a large kernel orthogonal, with all rows and with samples.")
     parser.add_argument("--size", type=int, default=2048, help="rows and columns of the kernel (default: 2048)")
     for name, steps in (("exact", 200), ("sampled", 2000)):
-        text = f"steps of training, a multiple of {MEASUREMENTS} (default: {steps})"
+        text = f"training steps, a multiple of {MEASUREMENTS} (default: {steps})"
         parser.add_argument(f"--{name}-steps", type=whole_measurements, default=steps, help=text)
-    parser.add_argument("--rate", type=float, default=1e-3, help="Adam's learning rate at first (default: 0.001)")
+    parser.add_argument("--rate", type=float, default=1e-3, help="initial learning rate (default: 0.001)")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the mean |cosine| over steps and seconds")
     arguments = parser.parse_args()
     runs = {"all rows": train(None, arguments.exact_steps, arguments)}

@@ -1,23 +1,22 @@
-"""Train one small classifier with each weight regularizer and look at what the penalty did to the weights.
+"""Train a small classifier with each weight regularizer, and show how the penalties change the weights.
 
-The same network (64 pixels -> 64 ReLU units -> 10 digits) learns scikit-learn's handwritten digits five times,
-from the same initial weights and in the same order of batches. Only the ``kernel_regularizer`` of the hidden layer
-differs: none, ``"l1"``, ``"l2"``, ``"l1_l2"`` (all at their default factor, 0.01) and an orthogonal one. The script
+The same network (64 pixels -> 64 ReLU units -> 10 digits) learns scikit-learn's handwritten digits five times, with the
+same initial weights and the same order of batches. Only the ``kernel_regularizer`` of the hidden layer differs: none,
+``"l1"``, ``"l2"``, ``"l1_l2"`` (all with their default factor, 0.01) and an orthogonal one. The script
 
 * prints a table: test accuracy, test loss, penalty, and two measures of the hidden kernel,
-* draws the same as a picture (``--plot``),
-* saves the five models as ``.keras`` files (``--out``), loads them in a fresh process and checks that every loss and
-  every penalty there is what it was here (the exit status is 1 if one is not),
-* repeats the trainings in ``--runs`` runs, with the classes of this package and with the built-in ones
-  (``unregister``), and prints how far the two are apart at the end, and how long they took. Two trainings whose
-  penalties agree to rounding need not end at the same weights: 1700 steps amplify what rounding leaves. So the table
-  has beside it how far the built-in ends from itself when its initial hidden kernel is moved by one float32 rounding
-  ("nudged").
+* draws the accuracies and the hidden kernels (``--plot``),
+* saves the five models as ``.keras`` files (``--out``), loads them in a new process and checks that every loss and
+  every penalty is the same there (the exit status is 1 if one is not),
+* repeats the training in ``--runs`` runs, with the classes of this package and with the built-in ones (``unregister``),
+  and prints how much the results differ and how long training took. Models whose penalties agree up to rounding need
+  not end with the same weights, because 1700 steps amplify the rounding errors. For comparison, the table also shows by
+  how much the built-in's results change if its initial hidden kernel is moved by one float32 rounding ("nudged").
 
-The hidden kernel has shape (64, 64): row i holds the weights that leave pixel i. L1 sets most of them to zero, L2 makes
-all of them small, and the orthogonal penalty turns the rows until they stand nearly at right angles. A pixel that is
-blank in every image keeps its initial weights where there is no penalty; L1 and L2 take them to zero, which leaves a
-pale line in the picture, for a row of zeros has a cosine of 0 with every other.
+The hidden kernel has shape (64, 64): row i holds the outgoing weights of pixel i. L1 sets most of them to zero, L2
+makes all of them small, and the orthogonal penalty turns the rows until they are nearly at right angles. Without a
+penalty, a pixel that is blank in every image keeps its initial weights. L1 and L2 take them to zero, which leaves a
+pale line in the picture, because a row of zeros has a cosine of 0 with every other row.
 
 Run it from anywhere, with the requirements of the examples installed (``pip install -e ".[examples]"``)::
 
@@ -36,7 +35,7 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it when it is imported
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads this when it is imported
 
 try:
     import matplotlib.pyplot as plt
@@ -49,7 +48,7 @@ try:
 except ImportError as error:
     sys.exit(f'This example needs {error.name}. Install what the examples use: pip install -e ".[examples]"')
 
-import tfk_regularizers  # before tf_keras: from here on "l1", "l2" and "l1_l2" are the classes of this package
+import tfk_regularizers  # before tf_keras: "l1", "l2" and "l1_l2" are then the classes of this package
 
 # isort: split
 import numpy as np
@@ -61,15 +60,15 @@ BATCH = 32
 
 
 def load_data(seed: int):
-    """Return x_train, x_test, y_train, y_test: a quarter is held out, pixels run from 0 to 1."""
+    """Return x_train, x_test, y_train, y_test, with a quarter held out and pixels from 0 to 1."""
     digits = load_digits()
     images = (digits.data / 16).astype("float32")
     return train_test_split(images, digits.target, test_size=0.25, random_state=seed, stratify=digits.target)
 
 
 def build(name: str, steps: int, epochs: int) -> tf_keras.Model:
-    """Return the compiled classifier; the learning rate falls to zero, which lets small weights settle."""
-    # These lines give the classes of this package, or after `unregister` the built-in ones.
+    """Return the compiled classifier. The learning rate falls to zero, which lets small weights settle."""
+    # These are the classes of this package, or the built-in ones after `unregister`.
     regularizer = {"none": None, "orthogonal": tf_keras.regularizers.OrthogonalRegularizer(factor=1.0, mode="rows")}
     model = tf_keras.Sequential(
         [
@@ -85,7 +84,7 @@ def build(name: str, steps: int, epochs: int) -> tf_keras.Model:
 
 
 def train(name: str, seed: int, epochs: int, advance, nudge: bool = False) -> dict:
-    """Fit one model; return it with what it predicts and how long ``fit`` took."""
+    """Fit one model; return it with its predictions, its measurements and the seconds that ``fit`` took."""
     data = x_train, _, y_train, _ = load_data(seed)
     tf_keras.utils.set_random_seed(seed)
     model = build(name, math.ceil(len(x_train) / BATCH), epochs)
@@ -101,7 +100,7 @@ def train(name: str, seed: int, epochs: int, advance, nudge: bool = False) -> di
 
 
 def train_all(runs: list[dict], variants, arguments: argparse.Namespace) -> None:
-    """Fit each model in each variant and run that lacks it, behind a progress bar."""
+    """Fit each model in each variant and run that does not have it yet, with a progress bar."""
     columns = TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs")
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
         for name in PENALTIES:
@@ -119,7 +118,7 @@ def train_all(runs: list[dict], variants, arguments: argparse.Namespace) -> None
 
 
 def measure(model: tf_keras.Model, data) -> dict:
-    """Return the model's regularizer and its test loss (data + penalty), accuracy and penalty alone."""
+    """Return the model's regularizer, test loss (data loss + penalty), accuracy and penalty."""
     _, x_test, _, y_test = data
     loss, accuracy = model.evaluate(x_test, y_test, batch_size=len(x_test), verbose=0)
     regularizer = model.get_layer("hidden").kernel_regularizer
@@ -145,7 +144,7 @@ def describe(kernel: np.ndarray) -> dict[str, float]:
 
 
 def new_table(title: str, caption: str, headings) -> Table:
-    """Return an empty table; its first column is the penalty."""
+    """Return an empty table whose first column names the penalty."""
     style = {"box": box.SIMPLE_HEAD, "show_edge": False, "collapse_padding": True, "pad_edge": False}
     table = Table(title=title, title_style="bold", caption=caption, **style)
     table.add_column("penalty")
@@ -156,7 +155,7 @@ def new_table(title: str, caption: str, headings) -> Table:
 
 def show_table(measured: dict[str, dict], kernels: dict[str, np.ndarray]) -> None:
     """Print one line for each model."""
-    headings = "class", "test\naccuracy", "test\nloss", "penalty\nalone", "weights\n< 0.001", "row mean\n|cosine|"
+    headings = "class", "test\naccuracy", "test\nloss", "penalty\nvalue", "weights\n< 0.001", "row mean\n|cosine|"
     caption = "test loss = data loss + penalty"
     table = new_table("Hidden kernel: 64 pixels (rows) x 64 units", caption, headings)
     table.columns[1].justify = "left"
@@ -169,11 +168,11 @@ def show_table(measured: dict[str, dict], kernels: dict[str, np.ndarray]) -> Non
 
 
 def show_comparison(runs: list[dict]) -> None:
-    """Print for each penalty how far ours is from the built-in after training, and the built-in from itself."""
+    """Print for each penalty how much ours and the nudged built-in differ from the built-in after training."""
     headings = "loss\nours", "\nnudged", "weight\nours", "\nnudged", "predicted\nours", "\nnudged"
     tests = sum(len(run["none", "ours"]["predicted"]) for run in runs)
     title = f"Largest difference from the built-in after training, {len(runs)} runs"
-    caption = f"loss: on the test images; predicted: how many of {tests} differ; fit: median"
+    caption = f"loss: of the test images; predicted: differences in {tests} predictions; fit: median"
     table = new_table(title, caption, (*headings, "fit, s\nbuilt-in", "\nours"))
     for name in PENALTIES:
         columns = []
@@ -191,12 +190,12 @@ def show(table: Table) -> None:
     """Print a table."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=100)  # piped into a file, the table keeps its shape
+        console = Console(width=100)  # keep the shape of the table when piped into a file
     console.print(table)
 
 
 def distances(one: dict, other: dict) -> tuple[float, float, int]:
-    """Return the difference of two models' test losses, the largest of their weights, and of how many predictions."""
+    """Return how much two models differ: in test loss, in their weights at most, and in how many predictions."""
     weights = zip(one["model"].get_weights(), other["model"].get_weights(), strict=True)
     return (
         abs(one["measured"]["loss"] - other["measured"]["loss"]),
@@ -206,13 +205,13 @@ def distances(one: dict, other: dict) -> tuple[float, float, int]:
 
 
 def draw(measured: dict[str, dict], kernels: dict[str, np.ndarray], file: Path) -> None:
-    """Write the picture: above, the weights of each hidden kernel as a histogram; below, the cosines of its rows."""
-    plt.switch_backend("Agg")  # writes files, needs no display
+    """Draw a histogram of the weights of each hidden kernel, and below it the cosines of its rows."""
+    plt.switch_backend("Agg")  # write files without a display
     plt.rcParams.update({"font.size": 13, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(2, len(kernels), figsize=(14, 7.2), sharex="row", sharey="row", layout="constrained")
     figure.get_layout_engine().set(hspace=0.05, wspace=0.03)
     limit = max(np.abs(kernel).max() for kernel in kernels.values())
-    bins = np.linspace(-limit, limit, 62)  # 61 bins: the middle one is centred at zero
+    bins = np.linspace(-limit, limit, 62)  # 61 bins: the middle one is centered at zero
     for (name, kernel), histogram, matrix in zip(kernels.items(), *axes, strict=True):
         summary = describe(kernel)
         histogram.hist(kernel.ravel(), bins, log=True, color="#2a6f97")
@@ -232,25 +231,25 @@ def draw(measured: dict[str, dict], kernels: dict[str, np.ndarray], file: Path) 
 
 
 def reload_elsewhere(folder: Path, seed: int) -> dict[str, dict]:
-    """Load and measure the saved models in a fresh Python process."""
+    """Load and measure the saved models in a new Python process."""
     command = [sys.executable, __file__, "--reload", "--out", str(folder), "--seed", str(seed)]
     process = subprocess.run(command, check=False, capture_output=True, text=True)
     if process.returncode:
-        sys.exit(f"Loading the models in a fresh process failed:\n{process.stderr}")
+        sys.exit(f"Loading the models in a new process failed:\n{process.stderr}")
     return json.loads(process.stdout)
 
 
 def differences(here: dict[str, dict], there: dict[str, dict]) -> list[str]:
-    """Return a line for everything that a model did not keep across its file."""
+    """Return a line for each measurement of a model that changed when it was saved and loaded."""
     found = []
     for name, values in here.items():
         if not there[name]["regularizer"].startswith(("tfk_regularizers.", "-")):
-            found.append(f"{name}: the file gave {there[name]['regularizer']}, which is not of this package")
+            found.append(f"{name}: the loaded regularizer {there[name]['regularizer']} is not of this package")
         for key, value in values.items():
             other = there[name][key]
             same = value == other if isinstance(value, str) else math.isclose(value, other, rel_tol=1e-6, abs_tol=1e-9)
             if not same:
-                found.append(f"{name}: {key} was {value} when trained and is {other} when loaded")
+                found.append(f"{name}: {key} is {value} after training and {other} after loading")
     return found
 
 
@@ -259,20 +258,20 @@ def parse_arguments() -> argparse.Namespace:
     picture = Path(__file__).resolve().parent / "out" / "train_digits.png"
     parser = argparse.ArgumentParser(description="Train a digits classifier with each weight regularizer and compare.")
     parser.add_argument("--epochs", type=int, default=40, help="epochs for each of the five models (default: 40)")
-    parser.add_argument("--out", type=Path, help="folder that keeps the .keras files (default: a temporary one)")
+    parser.add_argument("--out", type=Path, help="folder for the .keras files (default: a temporary one)")
     parser.add_argument(
-        "--plot", type=Path, default=picture, help="PNG to write (default: out/train_digits.png beside this script)"
+        "--plot", type=Path, default=picture, help="PNG to write (default: out/train_digits.png next to this script)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the first run: split, weights, batches (default: 0)")
-    parser.add_argument("--runs", type=int, default=3, help="runs that are compared with the built-in (default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="first run's seed: split, weights, batches (default: 0)")
+    parser.add_argument("--runs", type=int, default=3, help="runs to compare with the built-in (default: 3)")
     parser.add_argument("--reload", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
-    """Train, save, show, and check the files."""
+    """Train and save the models, show the results, and check the files."""
     arguments = parse_arguments()
-    tf.get_logger().setLevel("ERROR")  # each model is traced: the warning about retracing is not for us
+    tf.get_logger().setLevel("ERROR")  # each model is traced once: the warning about retracing does not apply
     if arguments.reload:
         models = {name: tf_keras.models.load_model(arguments.out / f"{name}.keras") for name in PENALTIES}
         print(json.dumps({name: measure(model, load_data(arguments.seed)) for name, model in models.items()}))
@@ -293,7 +292,7 @@ def main() -> None:
         changed = differences(measured, reload_elsewhere(folder, arguments.seed))
     if changed:
         sys.exit("\n".join(["The loaded models differ from the trained ones:", *changed]))
-    print("Saved and loaded in a fresh process: all five models give the same losses and penalties.")
+    print("After saving and loading in a new process, all five models give the same losses and penalties.")
     print(f"Picture: {arguments.plot}" + (f"\nModels: {arguments.out}" if arguments.out else ""))
 
     train_all(runs, ["ours", "built-in", "nudged"], arguments)

@@ -1,15 +1,15 @@
-"""Train a small convolutional net the way GPUs like it: mixed precision, compiled by XLA, on all GPUs there are.
+"""Train a small convolutional network efficiently on GPUs: in mixed precision, compiled by XLA, on all GPUs.
 
-The net (two convolutions, one hidden layer) learns scikit-learn's handwritten digits. Its convolutions are kept
-orthogonal: ``OrthogonalRegularizer(mode="columns")`` takes a kernel of shape (height, width, channels, filters) as a
-matrix whose columns are the filters, and pushes these to be at right angles. The dense layers have an L2 penalty.
+The network (two convolutions, one hidden layer) learns scikit-learn's handwritten digits. Its convolutions are kept
+orthogonal: ``OrthogonalRegularizer(mode="columns")`` treats a kernel of shape (height, width, channels, filters) as a
+matrix whose columns are the filters, and drives these towards right angles. The dense layers have an L2 penalty.
 
-* ``mixed_float16``: layers compute in float16 and keep their weights in float32. Keras scales the loss by itself, so
-  that small gradients do not vanish; penalties are computed in float32. The last layer's softmax is float32, too.
-* ``jit_compile=True``: XLA compiles the whole step, penalties included.
-* ``MirroredStrategy``: a copy of the model on each GPU, and a share of each batch. Without a GPU it is one copy on the
-  CPU. ``--replicas 2`` divides that CPU in two, to try the strategy out; XLA is off then, because TensorFlow cannot
-  combine the two on CPUs.
+* ``mixed_float16``: Layers compute in float16 and keep their weights in float32. Keras scales the loss automatically,
+  so that small gradients do not vanish. Penalties and the last layer's softmax are computed in float32.
+* ``jit_compile=True``: XLA compiles the whole step, including the penalties.
+* ``MirroredStrategy``: Each GPU has a copy of the model and gets a share of each batch. Without a GPU there is one copy
+  on the CPU. ``--replicas 2`` divides the CPU in two, to try the strategy out; then XLA is off, because TensorFlow
+  cannot combine the two on CPUs.
 
 Run it from anywhere, with the requirements of the examples installed (``pip install -e ".[examples]"``)::
 
@@ -22,7 +22,7 @@ import os
 import sys
 import time
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it when it is imported
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads this when it is imported
 
 try:
     from rich import box
@@ -42,14 +42,14 @@ import tfk_regularizers as tfk
 
 
 def load_data(seed: int):
-    """Return x_train, x_test, y_train, y_test: images of shape (8, 8, 1), pixels from 0 to 1, a quarter held out."""
+    """Return x_train, x_test, y_train, y_test: images of shape (8, 8, 1) from 0 to 1, with a quarter held out."""
     digits = load_digits()
     images = (digits.images[..., None] / 16).astype("float32")
     return train_test_split(images, digits.target, test_size=0.25, random_state=seed, stratify=digits.target)
 
 
 def choose_strategy(replicas: int | None) -> tf.distribute.Strategy:
-    """Return a MirroredStrategy over all GPUs, or over CPUs where there is none."""
+    """Return a MirroredStrategy over the GPUs, or over parts of the CPU if there is no GPU."""
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(min(len(gpus), replicas or len(gpus)))])
@@ -61,7 +61,7 @@ def choose_strategy(replicas: int | None) -> tf.distribute.Strategy:
 
 
 def device_names(strategy: tf.distribute.Strategy) -> list[str]:
-    """Return what a user would call the devices: their model where TensorFlow knows it."""
+    """Return short names of the devices, with the model of a GPU if TensorFlow knows it."""
     models = [
         tf.config.experimental.get_device_details(device).get("device_name")
         for device in tf.config.list_physical_devices("GPU")
@@ -75,7 +75,7 @@ def device_names(strategy: tf.distribute.Strategy) -> list[str]:
 
 
 def build(steps: int, rate: float, jit_compile: bool) -> tf_keras.Model:
-    """Return the compiled classifier; the learning rate falls to zero. Call it under the strategy and the policy."""
+    """Return the classifier, compiled under the current strategy and policy. The learning rate falls to zero."""
     layers = tf_keras.layers
     model = tf_keras.Sequential(
         [
@@ -94,7 +94,7 @@ def build(steps: int, rate: float, jit_compile: bool) -> tf_keras.Model:
 
 
 def orthogonal() -> tfk.OrthogonalRegularizer:
-    """Return the penalty of a convolution: its filters are columns."""
+    """Return the penalty of a convolution, whose filters are columns."""
     return tfk.OrthogonalRegularizer(factor=0.5, mode="columns")
 
 
@@ -106,7 +106,7 @@ def mean_cosine(kernel: np.ndarray) -> float:
 
 
 class Clock(tf_keras.callbacks.Callback):
-    """Advances a progress bar and times the epochs; the first one compiles, and does not count."""
+    """Advances a progress bar and times the epochs, except for the first one, which includes compilation."""
 
     def __init__(self, progress, task):
         super().__init__()
@@ -124,12 +124,12 @@ class Clock(tf_keras.callbacks.Callback):
 
 
 def train(model: tf_keras.Model, data, batch: int, epochs: int) -> tuple[dict, float]:
-    """Fit behind a progress bar; return the history and the steps per second."""
+    """Fit the model with a progress bar; return the history and the steps per second."""
     x_train, _, y_train, _ = data
     columns = TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs")
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
         clock = Clock(progress, progress.add_task("compiling", total=epochs))
-        # Whole batches alone: XLA would compile the step once more for the last, smaller one.
+        # Drop the last, smaller batch: XLA would compile the step again for it.
         batches = tf.data.Dataset.from_tensor_slices((x_train, y_train)).cache().shuffle(len(x_train))
         batches = batches.batch(batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
         with tfk.log_penalties(model):
@@ -138,10 +138,10 @@ def train(model: tf_keras.Model, data, batch: int, epochs: int) -> tuple[dict, f
 
 
 def show(rows: dict[str, str]) -> None:
-    """Print the results as a table of two columns."""
+    """Print the results as a table with two columns."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=100)  # piped into a file, the table keeps its shape
+        console = Console(width=100)  # keep the shape of the table when piped into a file
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     for row in rows.items():
         table.add_row(*row)
@@ -150,12 +150,12 @@ def show(rows: dict[str, str]) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Train a convolutional net in mixed precision on all GPUs.")
+    parser = argparse.ArgumentParser(description="Train a convolutional network in mixed precision on all GPUs.")
     parser.add_argument("--epochs", type=int, default=20, help="epochs (default: 20)")
-    parser.add_argument("--batch", type=int, default=64, help="batch for each replica (default: 64)")
+    parser.add_argument("--batch", type=int, default=64, help="batch size of each replica (default: 64)")
     parser.add_argument("--rate", type=float, default=2e-3, help="initial learning rate (default: 0.002)")
     parser.add_argument("--replicas", type=int, help="GPUs to use, or parts of the CPU (default: all GPUs, or 1)")
-    parser.add_argument("--seed", type=int, default=0, help="for the split, the weights and the batches (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split, weights and batches (default: 0)")
     arguments = parser.parse_args()
     if arguments.epochs < 1 or arguments.batch < 1 or (arguments.replicas or 1) < 1:
         parser.error("--epochs, --batch and --replicas must be at least 1")
@@ -163,9 +163,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train and print what was used and what came out."""
+    """Train, then print the devices, the settings and the results."""
     arguments = parse_arguments()
-    tf.get_logger().setLevel("ERROR")  # that a CPU is slow in float16 is no news here
+    tf.get_logger().setLevel("ERROR")  # hide the warning that float16 is slow on a CPU
     strategy = choose_strategy(arguments.replicas)
     devices, replicas = device_names(strategy), strategy.num_replicas_in_sync
     jit_compile = replicas == 1 or devices[0].startswith("GPU")
@@ -176,7 +176,7 @@ def main() -> None:
     _, x_test, _, y_test = data
     batch = arguments.batch * replicas
     if batch > len(data[0]):
-        sys.exit(f"A batch of {batch} images is more than the {len(data[0])} there are: choose a smaller --batch.")
+        sys.exit(f"A batch of {batch} images is larger than the {len(data[0])} for training: choose a smaller --batch.")
     with strategy.scope():
         model = build(arguments.epochs * (len(data[0]) // batch), arguments.rate, jit_compile)
     convolutions = [layer for layer in model.layers if layer.name.startswith("conv")]
@@ -187,7 +187,7 @@ def main() -> None:
     rows = {
         "device": ", ".join(devices),
         "computed in": f"{model.layers[0].compute_dtype}, XLA {'on' if jit_compile else 'off'}",
-        "steps per second": f"{speed:.1f}, of {batch} images, the first epoch apart",
+        "steps per second": f"{speed:.1f}, with {batch} images each, without the first epoch",
         "test accuracy": f"{accuracy:.1%}",
         "data loss, first and last epoch": f"{history['data_loss'][0]:.4f} -> {history['data_loss'][-1]:.4f}",
         "penalty, first and last epoch": f"{history['penalty'][0]:.4f} -> {history['penalty'][-1]:.4f}",

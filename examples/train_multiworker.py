@@ -1,25 +1,26 @@
-"""Train a regularized classifier on several workers at once, and get the numbers that one process gets.
+"""Train a regularized classifier on several workers at once, with the same results as in one process.
 
-`tf.distribute.MultiWorkerMirroredStrategy` keeps a copy of the model on every worker, gives each its share of every
-batch and adds up their gradients. The regularizers need nothing special for that. The network (64 pixels -> 64 ReLU
-units -> 10 digits) learns scikit-learn's handwritten digits three times, from the same initial weights and in the same
-order of batches, with no penalty, with ``"l2"`` and with an orthogonal one on the hidden layer.
+`tf.distribute.MultiWorkerMirroredStrategy` keeps a copy of the model on every worker, gives each worker its share of
+every batch and adds up their gradients. The regularizers need no changes for this. The network (64 pixels -> 64 ReLU
+units -> 10 digits) learns scikit-learn's handwritten digits three times, with the same initial weights and the same
+order of batches: with no penalty, with ``"l2"`` and with an orthogonal penalty on the hidden layer.
 
-By default the script starts two workers on this machine, which talk over the loopback interface; when one of them dies
-it ends the other and says so. With ``--single`` one process does the same without a strategy, and prints the same
-table. (Gradients that are added up in another order differ in the last bit. Over some hundred steps, and soonest with
-an orthogonal penalty, whose gradient jumps where a cosine passes zero, that grows until it can be seen.) ::
+By default the script starts two workers on this machine, which communicate over the loopback interface. If one of them
+dies, the script stops the other and reports it. With ``--single`` one process does the same without a strategy, and
+prints the same table. (Gradients that are added in another order differ in the last bit. This difference grows until it
+is visible after some hundred steps, soonest with an orthogonal penalty, whose gradient jumps where a cosine crosses
+zero.) ::
 
     python examples/train_multiworker.py
     python examples/train_multiworker.py --single
 
-On real machines start it once on each, with the ``TF_CONFIG`` that TensorFlow wants: the same addresses everywhere, and
-an index of its own for each. The first worker prints the table::
+To use several machines, start the script once on each, with the ``TF_CONFIG`` that TensorFlow requires: the addresses
+are the same everywhere, and each machine has its own index. The first worker prints the table::
 
     TF_CONFIG='{"cluster": {"worker": ["first:12345", "second:12345"]}, "task": {"type": "worker", "index": 0}}' \\
         python examples/train_multiworker.py
 
-The requirements of the examples have to be installed (``pip install -e ".[examples]"``).
+The requirements of the examples must be installed (``pip install -e ".[examples]"``).
 """
 
 import argparse
@@ -34,7 +35,7 @@ import tempfile
 import threading
 import time
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it when it is imported
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads this when it is imported
 
 try:
     from rich import box
@@ -46,7 +47,7 @@ try:
 except ImportError as error:
     sys.exit(f'This example needs {error.name}. Install what the examples use: pip install -e ".[examples]"')
 
-# What each model is called, and what its hidden layer gets as kernel_regularizer.
+# The names of the models, and the kernel_regularizer of their hidden layers.
 PENALTIES = {
     "none": None,
     "l2": "l2",
@@ -55,8 +56,9 @@ PENALTIES = {
 
 
 def start_workers(number: int) -> None:
-    """Run this script in several processes on the loopback interface; end all of them when one fails."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]  # all at once: no port is given twice
+    """Run this script in several processes on the loopback interface; stop all of them when one fails."""
+    # All sockets are open at the same time, so their ports differ.
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
     addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
     for each in sockets:
         each.close()
@@ -65,7 +67,7 @@ def start_workers(number: int) -> None:
         workers, logs = [], []
         for index in range(number):
             config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-            # The first one shows its progress and prints the table; what the others say is kept for an error.
+            # The first worker shows its progress and the table; the output of the others is kept for errors.
             logs.append(None if index == 0 else stack.enter_context(tempfile.TemporaryFile("w+")))
             workers.append(
                 subprocess.Popen(
@@ -74,7 +76,7 @@ def start_workers(number: int) -> None:
                     stdin=subprocess.PIPE,
                     stdout=logs[index],
                     stderr=logs[index],
-                    start_new_session=True,  # Ctrl-C is for this process, which ends the workers
+                    start_new_session=True,  # Ctrl-C only interrupts this process, which stops the workers
                 )
             )
             stack.callback(end, workers[index])
@@ -83,21 +85,21 @@ def start_workers(number: int) -> None:
             if any(worker.poll() for worker in workers):
                 break
             time.sleep(0.1)
-        # A worker that was killed is the cause, one that then misses it is not.
+        # Report a killed worker first: the others fail because they miss it.
         failed = sorted((worker.returncode, index) for index, worker in enumerate(workers) if worker.poll())
         if failed:
             sys.exit(obituary(*failed[0], logs[failed[0][1]]))
 
 
 def end(worker: subprocess.Popen) -> None:
-    """Stop a process if it runs, and wait until it is gone."""
+    """Stop a process if it is running, and wait until it has ended."""
     worker.kill()
     worker.communicate()
 
 
 def obituary(status: int, index: int, log) -> str:
-    """Return what to say about a worker that failed, with the last lines that it wrote."""
-    how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"failed with exit status {status}"
+    """Return the message about a worker that failed, with the last lines of its output."""
+    how = f"was terminated by {signal.Signals(-status).name}" if status < 0 else f"failed with exit status {status}"
     lines = []
     if log is not None:
         log.seek(0)
@@ -106,7 +108,7 @@ def obituary(status: int, index: int, log) -> str:
 
 
 def end_with_parent() -> None:
-    """Leave at once when the process that started this one is gone, however it went: then our stdin ends."""
+    """Exit as soon as the process that started this one has ended for any reason, which closes our stdin."""
 
     def wait():
         sys.stdin.read()
@@ -116,32 +118,33 @@ def end_with_parent() -> None:
 
 
 def read_task() -> tuple[str, int]:
-    """Return what TF_CONFIG says that this process is, e.g. ("worker", 1)."""
+    """Return the type and the index of this process from TF_CONFIG, such as ("worker", 1)."""
     try:
         config = json.loads(os.environ["TF_CONFIG"])
         kind, index = config["task"]["type"], int(config["task"]["index"])
         config["cluster"][kind][index]
     except (ValueError, KeyError, TypeError, IndexError) as error:
         sys.exit(
-            'TF_CONFIG should be like {"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", '
-            f'"index": 0}}}}, with a task of the cluster. {type(error).__name__}: {error}'
+            'TF_CONFIG should look like {"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", '
+            f'"index": 0}}}}, with a task that is in the cluster. {type(error).__name__}: {error}'
         )
     if kind not in ("chief", "worker"):
-        sys.exit(f"The task in TF_CONFIG should be a chief or a worker, and is of type {kind!r}.")
+        sys.exit(f"The task in TF_CONFIG should be of type 'chief' or 'worker', but is of type {kind!r}.")
     return kind, index
 
 
 def load_data(seed: int):
-    """Return x_train, x_test, y_train, y_test: a quarter is held out, pixels run from 0 to 1."""
+    """Return x_train, x_test, y_train, y_test, with a quarter held out and pixels from 0 to 1."""
     digits = load_digits()
     images = (digits.data / 16).astype("float32")
     return train_test_split(images, digits.target, test_size=0.25, random_state=seed, stratify=digits.target)
 
 
 def batches(x, y, size: int, seed: int):
-    """Return shuffled batches of all workers together, from which TensorFlow gives each its share.
+    """Return shuffled batches for all workers together; TensorFlow gives each worker its share.
 
-    The last, smaller batch is dropped: its shares would be of unequal size, and their mean not that of the batch.
+    The last, smaller batch is dropped, because its shares would differ in size, and the mean of their means would not
+    be the mean of the batch.
     """
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
@@ -161,7 +164,7 @@ def build(regularizer, seed: int):
 
 
 def train(strategy, data, arguments, shown: bool) -> dict[str, list]:
-    """Fit one model for each penalty, behind a progress bar; return the weights of each."""
+    """Fit one model for each penalty, with a progress bar; return the weights of each."""
     x_train, _, y_train, _ = data
     columns = TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs")
     weights = {}
@@ -184,13 +187,13 @@ def train(strategy, data, arguments, shown: bool) -> dict[str, list]:
 
 
 def show_table(weights: dict[str, list], data, seed: int) -> None:
-    """Print one line for each model: it is measured here, by a copy that no strategy knows."""
+    """Print one line for each model, which is measured here with a copy outside of the strategy."""
     _, x_test, _, y_test = data
     style = {"box": box.SIMPLE_HEAD, "show_edge": False, "collapse_padding": True, "pad_edge": False}
     title = "Hidden kernel: 64 pixels (rows) x 64 units"
     table = Table(title=title, title_style="bold", caption="test loss = data loss + penalty", **style)
     table.add_column("penalty")
-    for heading in "test\naccuracy", "test\nloss", "penalty\nalone", "norm of\nkernel", "row mean\n|cosine|":
+    for heading in "test\naccuracy", "test\nloss", "penalty\nvalue", "norm of\nkernel", "row mean\n|cosine|":
         table.add_column(heading, justify="right")
     cosine = tfk_regularizers.OrthogonalRegularizer(factor=1.0)
     for name, regularizer in PENALTIES.items():
@@ -202,18 +205,18 @@ def show_table(weights: dict[str, list], data, seed: int) -> None:
         table.add_row(name, f"{accuracy:.1%}", *(f"{number:.4f}" for number in numbers))
     console = Console()
     if not console.is_terminal:
-        console = Console(width=100)  # piped into a file, the table keeps its shape
+        console = Console(width=100)  # keep the shape of the table when piped into a file
     console.print(table)
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Train a regularized digits classifier on several workers.")
-    parser.add_argument("--single", action="store_true", help="train in this process alone, without a strategy")
-    parser.add_argument("--workers", type=int, default=2, help="processes to start without a TF_CONFIG (default: 2)")
+    parser.add_argument("--single", action="store_true", help="train in one process, without a strategy")
+    parser.add_argument("--workers", type=int, default=2, help="processes to start if TF_CONFIG is unset (default: 2)")
     parser.add_argument("--epochs", type=int, default=12, help="epochs for each of the three models (default: 12)")
-    parser.add_argument("--batch", type=int, default=128, help="examples in a batch of all workers (default: 128)")
-    parser.add_argument("--seed", type=int, default=0, help="for the split, the weights and the batches (default: 0)")
+    parser.add_argument("--batch", type=int, default=128, help="batch size of all workers together (default: 128)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split, weights and batches (default: 0)")
     parser.add_argument("--end-with-parent", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if min(arguments.workers, arguments.epochs, arguments.batch) < 1:
@@ -224,7 +227,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Train as one worker of TF_CONFIG, or alone; the first worker shows the result."""
+    """Train as a worker of TF_CONFIG, or in one process; the first worker shows the results."""
     tf.get_logger().setLevel("ERROR")
     data = load_data(arguments.seed)
     task = None if arguments.single else read_task()
@@ -236,7 +239,7 @@ def main(arguments: argparse.Namespace) -> None:
         weights = train(strategy, data, arguments, shown=chief)
     except tf.errors.OpError as error:
         said = [line.strip() for line in error.message.splitlines() if line.strip() and "[[" not in line]
-        sys.exit(f"Training stopped, most likely because another worker is gone. TensorFlow says: {said[-1]}")
+        sys.exit(f"Training stopped, most likely because another worker has ended. TensorFlow reports: {said[-1]}")
     if chief:
         show_table(weights, data, arguments.seed)
 
@@ -252,7 +255,7 @@ if __name__ == "__main__":
     if options.end_with_parent:
         end_with_parent()
 
-    import tfk_regularizers  # before tf_keras: from here on "l2" is the class of this package
+    import tfk_regularizers  # before tf_keras: "l2" is then the class of this package
 
     # isort: split
     import tensorflow as tf
