@@ -1,11 +1,11 @@
-"""The tests over versions of TensorFlow and Python, on the built wheel and away from the source tree.
+"""Test the built wheel with several versions of TensorFlow and Python, outside of the source tree.
 
-    nox -f .ci/noxfile.py                              the whole suite over the matrix
-    nox -f .ci/noxfile.py -s oldest                    what an old TensorFlow could break, on this Python
-    nox -f .ci/noxfile.py -s packages                  models of other packages
-    nox -f .ci/noxfile.py -- tests/test_saving.py -x   whatever is to be given to pytest instead
+    nox -f .ci/noxfile.py                              run the whole suite with each version, and test other packages
+    nox -f .ci/noxfile.py -s oldest                    run the tests that an old TensorFlow could break, on this Python
+    nox -f .ci/noxfile.py -s packages                  test the models of other packages
+    nox -f .ci/noxfile.py -- tests/test_saving.py -x   pass these arguments to pytest instead
 
-Each session makes an environment of its own. A Python that is not found is reported as skipped.
+Each session creates its own environment. If its Python is not found, the session is skipped.
 """
 
 import os
@@ -20,11 +20,11 @@ import nox
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-NEWEST = ""  # whatever pip finds
-NEXT = "2.22.0rc0"  # a pre-release, with the tf-keras of the release before, whose metadata does not allow it yet
+NEWEST = ""  # the newest version that pip finds
+NEXT = "2.22.0rc0"  # a pre-release, tested with the previous tf-keras, whose metadata does not allow it yet
 
-# Each TensorFlow on a Python that it exists for, each Python with a TensorFlow. (Once seeded, tf-keras fails on Python
-# 3.12 up to its 2.18: it draws a random integer below a float.)
+# Each TensorFlow runs on a Python that it supports, and each Python is used. (On Python 3.12, tf-keras up to 2.18 fails
+# after a seed is set: it draws a random integer with a float as the limit.)
 MATRIX = [
     nox.param("3.10", "2.16", {}, id="TensorFlow 2.16, Python 3.10"),
     nox.param("3.11", "2.18", {}, id="TensorFlow 2.18, Python 3.11"),
@@ -34,8 +34,8 @@ MATRIX = [
     nox.param("3.13", NEWEST, {}, id="newest TensorFlow, Python 3.13"),
     nox.param("3.13", NEWEST, {"TF_USE_LEGACY_KERAS": "1"}, id="newest TensorFlow, Python 3.13, legacy Keras"),
 ]
-# Packages whose models people regularize, in versions that run beside one TensorFlow. The Model Garden is installed
-# without its dependencies, and with those that its layers import.
+# Packages whose models people regularize, in versions that work with the same TensorFlow. The Model Garden is installed
+# without its dependencies; those that its layers import are listed here.
 PACKAGES = [
     "tensorflow-model-optimization==0.8.*",
     "tensorflow-probability==0.25.*",
@@ -46,14 +46,17 @@ PACKAGES = [
     *("tensorflow-datasets", "tensorflow-hub", "tensorflow-text==2.20.*", "tf_slim"),
 ]
 GARDEN = "tf-models-official==2.20.*"
-QUICK = [f"tests/test_{name}.py" for name in ("registration", "saving", "identifiers", "penalties", "orthogonality")]
+QUICK = [
+    f"tests/test_{name}.py"
+    for name in ("registration", "saving", "identifiers", "penalties", "orthogonality", "readme")
+]
 
 nox.options.sessions = ["matrix", "packages"]
 nox.options.envdir = ROOT / ".nox"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
 
-if "PYENV_VERSION" not in os.environ and shutil.which("pyenv"):  # its Pythons that are not active are found, too
+if "PYENV_VERSION" not in os.environ and shutil.which("pyenv"):  # also find its inactive Pythons
     active, installed = (
         re.findall(r"[^:\s]+", subprocess.run(["pyenv", *command], capture_output=True, text=True, check=False).stdout)
         for command in (["version-name"], ["versions", "--bare"])
@@ -65,26 +68,26 @@ if "PYENV_VERSION" not in os.environ and shutil.which("pyenv"):  # its Pythons t
 @nox.session
 @nox.parametrize("python, tensorflow, environment", MATRIX)
 def matrix(session, tensorflow, environment):
-    """The whole suite with a TensorFlow."""
+    """Run the whole suite with one version of TensorFlow."""
     run_tests(session, tensorflow, environment, ["tests", "--pyargs", "tfk_regularizers"])
 
 
 @nox.session
 def oldest(session):
-    """Registration, saving, values and gradients with the oldest TensorFlow that exists for this Python."""
+    """Test registration, saving, values and gradients with the oldest TensorFlow for this Python."""
     run_tests(session, "2.16" if sys.version_info < (3, 13) else "2.20", {}, QUICK)
 
 
 @nox.session(python="3.11")
 def packages(session):
-    """Small tests of the models of other packages."""
+    """Run small tests of the models of other packages."""
     session.install("tensorflow==2.20.*", "tf-keras==2.20.*", *PACKAGES)
     session.install("--no-deps", GARDEN)
     run_tests(session, "2.20", {"TF_USE_LEGACY_KERAS": "1"}, ["-p", "no:warnings", "tests/packages"])
 
 
 def run_tests(session, tensorflow, environment, selection):
-    """Build the wheel, install it with its `test` extra, and run copies of the tests elsewhere."""
+    """Build the wheel, install it with its `test` extra, and run a copy of the tests in a temporary folder."""
     is_release = tensorflow != NEXT
     pins = [f"{name}=={tensorflow}.*" for name in ("tensorflow", "tf-keras")] if tensorflow and is_release else []
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +98,7 @@ def run_tests(session, tensorflow, environment, selection):
             # The pre-release needs keras-nightly, which installs into the folder of keras.
             session.run("pip", "uninstall", "--quiet", "--yes", "keras")
             session.install(f"tensorflow=={tensorflow}")
-        for name in ("tests", "examples", ".github"):  # the README leads there
+        for name in ("tests", "examples", ".github"):  # the README links to them
             shutil.copytree(ROOT / name, f"{folder}/{name}", ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / name, folder)

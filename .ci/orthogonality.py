@@ -1,14 +1,15 @@
-"""What the form of the orthogonality penalty was chosen by: time, peak memory and error, beside tf_keras's built-in.
+"""Compare time, peak memory and error of the orthogonality penalty with tf_keras's built-in.
 
-    python .ci/orthogonality.py                                   on this machine: the shapes that decided
-    python .ci/orthogonality.py 1536x1536 --what product          one of your own: the Hessian times a vector
-    python .ci/orthogonality.py --blocks max_rows=1024            with other blocks than `execution` has
-    python .ci/orthogonality.py --export FOLDER                   programs for the compilers of a GPU and a TPU
+    python .ci/orthogonality.py                                   measure the default shapes on this machine
+    python .ci/orthogonality.py 1536x1536 --what product          measure the Hessian-vector product of another shape
+    python .ci/orthogonality.py --blocks max_rows=1024            use other blocks than `execution` does
+    python .ci/orthogonality.py --export FOLDER                   write programs for the compilers of a GPU and a TPU
 
-Times are medians of rounds in which the two take turns; the ratio is the median of the rounds' ratios. Memory is the
-peak beside the input of the first call, in a process of its own. `--export` writes value and gradient as StableHLO,
-lowered as for a GPU; what compilers make of it (temporary memory, kernels, cycles) needs those compilers, not this.
-Needs the extra `examples`, whose benchmark does the measuring.
+These figures determined how the penalty is implemented. Times are medians over rounds in which the two take
+turns; the ratio is the median of the ratios in each round. Memory is the peak of the first call in a new process,
+without the input. `--export` writes value and gradient as StableHLO, lowered as for a GPU. Their temporary memory,
+kernels and cycles are known only to the compilers of these devices, which this script does not run. The script needs
+the extra `examples`, because it measures with `examples/benchmark.py`.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
 
-import benchmark  # takes the built-in regularizers before the package replaces them
+import benchmark  # keeps the built-in regularizers before the package replaces them
 import numpy as np
 import tensorflow as tf
 
@@ -27,11 +28,11 @@ from tfk_regularizers._penalties import execution
 SHAPES = (
     "1024x256 1100x4000 2048x2048 4096x4096 2048x8192 8192x1024 1100x20000 4096x512 512x4608 8192x64 16384x256 65536x64"
 )
-MOST_FOR_BUILTIN = 16384  # rows; beyond, its Gram matrices do not fit into 24 GB
+MOST_FOR_BUILTIN = 16384  # rows; with more, its Gram matrices do not fit into 24 GB
 
 
 def product(regularizer):
-    """The function x -> [Hessian times a vector], the vector being x shifted by a row."""
+    """Return a function that maps x to a list with the Hessian times a vector, which is x shifted by a row."""
 
     def function(x):
         with tf.GradientTape() as outer:
@@ -46,7 +47,7 @@ def product(regularizer):
 
 
 def as_function(side, what, mode):
-    """What is measured: a function from a tensor to a list of tensors."""
+    """Return the function to measure, which maps a tensor to a list of tensors."""
     regularizer = benchmark.make(side, "Orthogonal", 1.0)
     if what != "product":
         return benchmark.as_function(regularizer, mode, gradient=what == "gradient")
@@ -55,7 +56,7 @@ def as_function(side, what, mode):
 
 
 def measure(shape, what, mode, rounds):
-    """Print one line: milliseconds of both, their ratio, peak megabytes of both, errors of value and gradient."""
+    """Print one line: the milliseconds of both, their ratio, the peak memory of both, and the errors of ours."""
     sides = ["builtin", "ours"] if shape[0] <= MOST_FOR_BUILTIN else ["ours"]
     x = benchmark.normal(shape)
     functions = {side: as_function(side, what, mode) for side in sides}
@@ -75,7 +76,7 @@ def measure(shape, what, mode, rounds):
 
 
 def truth(x, block=512):
-    """Value and gradient in float64, some rows at a time."""
+    """Return value and gradient in float64, computed a block of rows at a time."""
     lengths = np.linalg.norm(x, axis=1, keepdims=True)
     u, pairs = x / lengths, len(x) * (len(x) - 1)
     by_u = np.concatenate([np.sign(u[i : i + block] @ u.T) @ u for i in range(0, len(u), block)]) - u
@@ -84,7 +85,7 @@ def truth(x, block=512):
 
 
 def on_gpu(function):
-    """The same function, traced as for a GPU."""
+    """Return the function with its operations placed on a GPU."""
 
     def placed(x):
         with tf.device("GPU:0"):
@@ -94,7 +95,7 @@ def on_gpu(function):
 
 
 def export(folder, shapes, dtypes=("float32", "bfloat16")):
-    """Write value and gradient of both as StableHLO, cut into blocks as on an accelerator."""
+    """Write value and gradient of both as StableHLO, computed in blocks as on an accelerator."""
     folder.mkdir(parents=True, exist_ok=True)
     for shape in shapes:
         for side in benchmark.SIDES:
@@ -107,14 +108,14 @@ def export(folder, shapes, dtypes=("float32", "bfloat16")):
 
 
 def main():
-    """Measure or export."""
-    parser = argparse.ArgumentParser(description="Measure the orthogonality penalty beside tf_keras's built-in.")
-    parser.add_argument("shapes", nargs="*", default=SHAPES.split(), help="such as 4096x512")
+    """Read the command line, then measure or export."""
+    parser = argparse.ArgumentParser(description="Compare the orthogonality penalty with tf_keras's built-in.")
+    parser.add_argument("shapes", nargs="*", default=SHAPES.split(), help="shapes to measure, such as 4096x512")
     parser.add_argument("--what", nargs="+", choices=("value", "gradient", "product"), default=["value", "gradient"])
     parser.add_argument("--modes", nargs="+", choices=("eager", "graph", "XLA"), default=["graph", "XLA"])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--blocks", default="", help="fields of the blocks on a CPU, such as max_rows=1024")
-    parser.add_argument("--export", type=pathlib.Path, metavar="FOLDER", help="write programs, measure nothing")
+    parser.add_argument("--blocks", default="", help="settings of the blocks on a CPU, such as max_rows=1024")
+    parser.add_argument("--export", type=pathlib.Path, metavar="FOLDER", help="write programs instead of measuring")
     arguments = parser.parse_args()
     shapes = [tuple(map(int, shape.split("x"))) for shape in arguments.shapes]
     fields = dict(field.split("=") for field in arguments.blocks.split(",") if field)

@@ -1,6 +1,6 @@
-"""What users write, for type checkers: `check_types.py` compares what they reveal with the comments.
+"""Code as users write it: `check_types.py` compares the types that the checkers reveal with the comments.
 
-A line with `type: ignore` is a mistake that they have to find.
+Each line with `type: ignore` contains a mistake that the checkers must find.
 """
 
 import tensorflow as tf
