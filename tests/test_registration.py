@@ -364,6 +364,7 @@ NAMES_IN_KERAS_3 = {
     **{name: getattr(tfk, name) for cls in CLASSES for name in [cls.__name__]},
     **{"l1": tfk.L1, "l2": tfk.L2, "l1_l2": tfk.L1L2, "orthogonal_regularizer": tfk.OrthogonalRegularizer},
 }
+NEW_CLASSES = (tfk.GroupLasso, tfk.SoftOrthogonalRegularizer, tfk.SampledOrthogonalRegularizer)
 
 
 @needs_host
@@ -377,7 +378,7 @@ def test_strings_classes_configs_and_modules_of_keras_3_give_ours():
         assert all(getattr(module, name) is cls for name, cls in NAMES_IN_KERAS_3.items()), module
     assert all(getattr(source, cls.__name__) is cls for cls in CLASSES)
     for layer in (tf.keras.layers.Dense, itself.layers.Dense):
-        for string, cls in NAMES_IN_KERAS_3.items():
+        for string, cls in {**NAMES_IN_KERAS_3, **{cls.__name__: cls for cls in NEW_CLASSES}}.items():
             regularizer = layer(3, kernel_regularizer=string).kernel_regularizer
             assert repr(regularizer) == repr(tfk.l1_l2() if string == "l1_l2" else cls())
     for cls in CLASSES:

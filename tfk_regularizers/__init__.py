@@ -18,9 +18,10 @@ Import it before you create layers or import a class by its name: those keep the
 an older Keras 3, another backend and `TF_USE_LEGACY_KERAS=1` change.
 
 The classes that Keras has too give the same values, up to rounding, with these differences. float16 and bfloat16 are
-summed in float32, and the result is float32. Large sums are accurate under XLA. Complex and ragged tensors are accepted
-by `L1`, `L2` and `L1L2`; kernels with more than two axes, single rows and unknown shapes by `OrthogonalRegularizer`,
-whose memory is linear in the number of rows. Factors stay Python floats, and can be variables.
+summed in float32, and the result is float32 (unless `keras.config.floatx()` is a half type, which Keras 3 needs then).
+Large sums are accurate under XLA. Complex and ragged tensors are accepted by `L1`, `L2` and `L1L2`; kernels with more
+than two axes, single rows and unknown shapes by `OrthogonalRegularizer`, whose memory is linear in the number of rows.
+Factors stay Python floats, and can be variables.
 
 Penalties (the first four are also in Keras):
 

@@ -38,14 +38,15 @@ def get(identifier: Any) -> Any:
     Returns:
         A regularizer. `None` and callables are returned unchanged. If a config names a class in a module other than
         Keras's, and this program lacks the class, a stand-in is returned that raises the error when it is called, so
-        that saved models with it load and predict.
+        that saved models of tf_keras with it load and predict.
 
     Warns:
-        UserWarning: If a built-in regularizer from before the import of this package is passed.
+        UserWarning: If a built-in regularizer from before the import of this package is passed, or the string `"L1L2"`,
+            which penalizes nothing.
 
     Raises:
         ValueError: If the string or config names no regularizer, if a factor in the config is not a finite number, or
-            if the identifier is of another type, such as a class instead of an instance.
+            if the identifier is of another type or a regularizer class instead of an instance.
         TypeError: If the config has arguments that the regularizer does not take.
 
     >>> get("l1_l2")
@@ -118,8 +119,8 @@ def deserialize(
 
     Args:
         config: A config dict, or any other identifier that `get` accepts.
-        custom_objects: A dict from names to classes and functions of your own, which take precedence. Defaults to
-            `None`.
+        custom_objects: A dict from names to classes and functions of your own. They take precedence over this
+            package's, except over Keras's names in a config with `module`. Defaults to `None`.
         use_legacy_format: Whether the config has the format of `.h5` files and SavedModels. Defaults to `False`.
 
     Returns:

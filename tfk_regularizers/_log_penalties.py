@@ -28,9 +28,9 @@ def log_penalties(model: Any, per_weight: bool = False) -> PenaltyLog:
         with tfk_regularizers.log_penalties(model):
             model.fit(x, y)
 
-    Training, saved models and checkpoints are not affected. The next `fit` and `evaluate` trace their steps again.
-    `evaluate` returns the new values in the order of `model.metrics_names`, or by name with `return_dict=True`. Each
-    value costs about 30 µs per step on two CPU cores.
+    Training, saved models and checkpoints are not affected. The next `fit` and `evaluate` trace their steps again. Use
+    `evaluate(..., return_dict=True)` to get the new values by name. Each value costs about 30 µs per step on two CPU
+    cores.
 
     Args:
         model: A compiled model of tf_keras, or of Keras 3.12 or later on TensorFlow. Call this function before `fit`,
@@ -47,7 +47,7 @@ def log_penalties(model: Any, per_weight: bool = False) -> PenaltyLog:
             another metric, output or weight has the same name, or if a `train_step`, `test_step` or `compute_loss` of
             the model's own computes the loss in a way that cannot be split. (A `train_step` may be refused only when it
             is traced, before any weight is updated; in Keras 3, one that returns its own logs, at the end of the first
-            epoch.)
+            epoch. In tf_keras, such a step logs no parts, and is not refused.)
         RuntimeError: In TensorFlow 1 graphs.
 
     >>> import tensorflow as tf, tf_keras

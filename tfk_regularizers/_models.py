@@ -21,20 +21,21 @@ Identifier: TypeAlias = str | dict[str, Any] | Callable[[Any], Any] | None
 def set_regularizers(model: Any, *, where: Where = None, **regularizers: Identifier) -> list[str]:
     """Sets, replaces or removes regularizers of a built model, in place.
 
-    `model.losses` changes at once, and the next `fit` of `model` trains with the new penalties. Weights and optimizer
-    state are kept; you need not rebuild or recompile the model.
+    `model.losses` changes at once (with an activity regularizer, at the next call), and the next `fit` of `model`
+    trains with the new penalties. Weights and optimizer state are kept; you need not rebuild or recompile the model.
 
     Each keyword is an argument of layers' constructors. `kernel_regularizer` changes the penalty of the weights that a
     layer regularizes by this argument, or else of its weight `kernel` (or those whose names begin with `kernel_`).
     Layers without such an argument or weight are left unchanged. `activity_regularizer` changes the penalty of the
-    output, for layers that accept the argument and save it. Layers inside nested models, wrappers and RNN layers are
-    included, shared layers once, and frozen layers too (Keras 3 penalizes these only after they are made trainable). In
-    Keras 3, `depthwise_regularizer` means the kernel of a `DepthwiseConv2D`, and with LoRA, `kernel_regularizer` means
-    the two LoRA matrices.
+    output, for layers that accept the argument, apply it to their own output, and save it. Layers inside nested models,
+    wrappers and RNN layers are included, shared layers once, and frozen layers too (Keras 3 penalizes these only after
+    they are made trainable). In Keras 3, `depthwise_regularizer` means the kernel of a `DepthwiseConv2D`, and with
+    LoRA, `kernel_regularizer` means the two LoRA matrices (and the frozen kernel if it has a regularizer).
 
-    Saved models contain the change if they are Sequential or Functional and made of Keras's layers, in every format. A
-    subclassed model or layer saves what its `get_config` returns. If it has passed its regularizer on to the layers
-    inside it, its own attribute is updated too; a warning names the layers where this is uncertain.
+    Saved models contain the change if they are Sequential or Functional and made of Keras's layers, in every format. (A
+    `MultiHeadAttention` saves one regularizer for all its projections.) A subclassed model or layer saves what its
+    `get_config` returns. If it has passed its regularizer on to the layers inside it, its own attribute is updated too;
+    a warning names layers that may get the old regularizer back.
 
     If the training step of a larger model that contains `model`, or a `tf.function` of your own, was traced before, it
     keeps the old penalties. Call this function on the model that you train, and create your functions again.
@@ -42,11 +43,11 @@ def set_regularizers(model: Any, *, where: Where = None, **regularizers: Identif
     Args:
         model: A model of tf_keras, or of Keras 3.12 or later on TensorFlow. It must have its weights, and may be
             compiled.
-        where: The layers to change: the name of a layer, or of a model or wrapper that contains it; a layer; a list of
-            names and layers; or a function that takes a layer and returns whether to change it. `None`, the default,
-            means all layers. Layers inside a chosen layer are changed too: the cell of an RNN layer, the layer in a
-            wrapper, the projections of a `MultiHeadAttention`. If a function chooses a nested model, it must choose the
-            model's layers as well.
+        where: The layers to change: the name of a layer, or of a nested model or wrapper that contains it; a layer; a
+            list of names and layers; or a function that takes a layer and returns whether to change it. `None`, the
+            default, means all layers. Layers inside a chosen layer are changed too: the cell of an RNN layer, the layer
+            in a wrapper, the projections of a `MultiHeadAttention`. If a function chooses a nested model, it must
+            choose the model's layers as well.
         regularizers: For each keyword (`kernel_regularizer`, `bias_regularizer`, `depthwise_regularizer`,
             `pointwise_regularizer`, `recurrent_regularizer`, `embeddings_regularizer`, `gamma_regularizer`,
             `beta_regularizer`, `alpha_regularizer`, `activity_regularizer`, or a keyword of your own layers), a
@@ -57,8 +58,9 @@ def set_regularizers(model: Any, *, where: Where = None, **regularizers: Identif
         `"block1/conv/activity"`. `penalties` uses the same paths.
 
     Warns:
-        UserWarning: If a traced step keeps the old penalties, if a saved model may contain the old regularizer, or if
-            the model still has a built-in regularizer from before the import of this package.
+        UserWarning: If a penalty is replaced that a graph has read, and no model in `model` is compiled; if a saved
+            model may contain the old regularizer, or if the model still has a built-in regularizer from before the
+            import of this package.
 
     Raises:
         TypeError: If `model` is anything else.
@@ -101,7 +103,7 @@ def penalties(model: Any) -> dict[str, tf.Tensor]:
 
     The values add up to `sum(model.losses)`, unless the model has activity regularizers or calls `add_loss`. Those
     losses depend on the data and have no names in Keras, so they are not listed; nor are frozen weights in Keras 3,
-    which does not penalize them.
+    which does not penalize them. A `SampledOrthogonalRegularizer` draws a new sample each time.
 
     A custom training loop adds the penalties to the loss. With several replicas, divide their sum by the number of
     replicas, because the gradients of the replicas are added up. This loop gives the same weights as `fit`:

@@ -10,7 +10,7 @@ import tf_keras
 from tfk_regularizers._identifiers import deserialize, get, serialize
 from tfk_regularizers._keras import builtin_warnings, versions
 from tfk_regularizers._keras.keras2 import registry
-from tfk_regularizers._penalties import KERAS_PENALTIES, NEW_PENALTIES, l1_l2
+from tfk_regularizers._penalties import KERAS_PENALTIES, NEW_PENALTIES, Sum, l1_l2
 from tfk_regularizers._penalties.arguments import check_bool
 
 PACKAGE = "tfk_regularizers"
@@ -24,17 +24,22 @@ class _DefaultL1L2:
         return l1_l2()
 
 
+# The strings that Keras 3 lacks. A `Sum` needs arguments.
+_NEW_STRINGS = {"l1_l2": _DefaultL1L2} | {cls.__name__: cls for cls in NEW_PENALTIES if cls is not Sum}
+
+
 def register(keras3: bool = True) -> None:
     """Replaces Keras's built-in regularizers with this package's. Importing the package calls it.
 
     Afterwards strings, configs and saved models give the classes of this package, and so do `tf_keras.regularizers`
-    and, with Keras 3, `keras.regularizers` and `tf.keras.regularizers`. Models are saved as plain Keras files. Keras 3
-    keeps two peculiarities: the string `"l1l2"` and `keras.regularizers.l1_l2()` mean factors of 0. The string
-    `"l1_l2"`, with factors of 0.01, is added.
+    and, with Keras 3, `keras.regularizers` and `tf.keras.regularizers`. Models with the four classes that Keras has are
+    saved as plain Keras files. Keras 3 keeps two peculiarities: the string `"l1l2"` and `keras.regularizers.l1_l2()`
+    mean factors of 0. The string `"l1_l2"`, with factors of 0.01, and the names of the new penalties are added.
 
     In Keras 3 before version 3.12, on a backend other than TensorFlow, or with `TF_USE_LEGACY_KERAS=1`, the built-in
     classes of Keras 3 stay. On TensorFlow, you can still pass instances of this package's classes to its layers, save
-    them, and use the string `"l1_l2"`.
+    them, and use the new strings. (If Keras 3 is not `tf.keras`, import it before this package, or call this function
+    after importing it.)
 
     You can call this function any number of times. Names that were imported before, as by `from keras.regularizers
     import L2`, still mean the built-in classes.
@@ -111,8 +116,8 @@ def _register_in_keras3(keras: Any, as_host: bool, strings: bool) -> None:
                 _register_for_reading(keras, cls)
             else:
                 keras.saving.register_keras_serializable(PACKAGE)(cls)
-        if strings:
-            registry3.add_string("l1_l2", _DefaultL1L2)
+        for name, cls in _NEW_STRINGS.items() if strings else ():
+            registry3.add_string(name, cls)
         if as_host:
             registry3.replace(KERAS_PENALTIES)
             builtin_warnings.REPLACED.update(dict.fromkeys(registry3.REPLACED, "Keras 3"))
@@ -136,7 +141,8 @@ def _unregister_in_keras3() -> None:
         for builtin in registry3.REPLACED:
             builtin_warnings.REPLACED.pop(builtin, None)
         registry3.restore()
-        registry3.remove_string("l1_l2", _DefaultL1L2)
+        for name, cls in _NEW_STRINGS.items():
+            registry3.remove_string(name, cls)
 
 
 def _register_for_reading(keras: ModuleType, cls: type) -> None:

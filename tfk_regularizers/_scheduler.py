@@ -29,20 +29,21 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
 
     Penalties of weights and activities are scheduled, in nested models, wrappers and RNN cells, and as terms of sums.
     If layers share an instance, they share its factor, also with layers of other models. If two schedulers change the
-    same factor, the later callback in the list wins.
+    same factor, the later callback in the list wins, but a `LearningRateSchedule` wins over a function of the epoch.
 
-    The factor is added to the logs of each epoch under its name, such as `l1`. If penalties have different values, or
-    the name is taken, the keys are paths such as `hidden/kernel/l1`. `History` and the callbacks after this one in the
-    list receive it.
+    The factor is added to the logs of each epoch under its name, such as `l1`. If penalties have different values at
+    the beginning, or the name is taken, the keys are paths such as `hidden/kernel/l1`. `History` and the callbacks
+    after this one in the list receive it.
 
     Args:
         schedule: What determines the factor. The result must be a finite number. One of:
             - a function of the epoch, which is counted from 0;
             - a function of two required arguments, the epoch and the current factor of each penalty. (After an
               interruption, it starts again from the number in the model.)
-            - a `LearningRateSchedule` of Keras, evaluated before each batch at the number of steps since this `fit`
-              began, as counted by `model.optimizer`. This waits for the previous step. (With `BackupAndRestore`, put
-              this callback before it in the list: then the steps before the interruption count.)
+            - a `LearningRateSchedule` of Keras, evaluated before each batch (or each execution of `steps_per_execution`
+              batches) at the number of steps since this `fit` began, as counted by `model.optimizer`. This waits for
+              the previous step. (With `BackupAndRestore`, put this callback before it in the list: then the steps
+              before the interruption count.)
         factor: The name of the factor, such as `"l1"`, `"l2"` or `"factor"`. Defaults to `None`, which means the only
             factor that the penalties have.
         where: The layers whose penalties to schedule, as in `set_regularizers`. Defaults to `None`, all layers.
@@ -50,9 +51,10 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
 
     Raises:
         ValueError: If an argument is invalid. When training begins: if no penalty has the factor, if they have several
-            and `factor` is `None`, or if a penalty cannot be changed because its class is not derived from `Penalty`,
-            because its layer was loaded from a SavedModel without its class, or because a layer outside `where` shares
-            it. During training: if the schedule does not return a finite number; the factor is then unchanged.
+            and `factor` is `None`, or if a penalty has such a factor and cannot be changed because its class is not
+            derived from `Penalty`, because its layer was loaded from a SavedModel without its class, or because a layer
+            outside `where` shares it. During training: if the schedule does not return a finite number; the factor is
+            then unchanged.
         TypeError: If the model is not one of tf_keras, or of Keras 3.12 or later on TensorFlow.
         RuntimeError: When training begins in TensorFlow 1 graphs.
 

@@ -23,8 +23,8 @@ READ_IN_GRAPH = "_read_in_graph"
 class Argument(Generic[_Given, _Kept]):
     """Declares an argument of a `Penalty`, other than its factors, as a class attribute.
 
-    The attribute is checked whenever it is set, and is saved in the config. It holds what `check` returns for the value
-    that was set.
+    The attribute is checked whenever it is set (unless a subclass has a `__call__` of its own), and is saved in the
+    config. It holds what `check` returns for the value that was set.
 
     Args:
         check: A function that takes the value and returns the value to keep, or raises an error.

@@ -29,12 +29,13 @@ class GroupLasso(Penalty):
 
     Training brings a column close to zero, but rarely to exactly zero: the example below sets small columns to zero,
     and `examples/prune_units.py` removes them. In float32, a column counts as zero if all its elements are below 1e-19;
-    with elements above 1e19 the penalty is infinite.
+    with a norm above 1.8e19 the penalty is infinite, and the gradient of this column is 0.
 
     If a parameter server strategy partitions the variable, `mode="columns"` returns the whole penalty for the first
     shard and 0 for the others. float16 and bfloat16 are summed in float32, and the result is float32.
 
-    Keras has no such class: a model that was saved with it loads only where tfk_regularizers is imported.
+    Keras has no such class: saved models with it do not load without tfk_regularizers, except in tf_keras from a
+    SavedModel, or from a `.keras` file for prediction.
 
     Args:
         factor: The factor, a finite number or a variable: see `Factor`. Defaults to 0.01.

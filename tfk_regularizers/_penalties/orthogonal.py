@@ -72,9 +72,9 @@ class OrthogonalRegularizer(Penalty):
     | `MultiHeadAttention`, query/key/value | (features, heads, size) | each feature and head | the entries of a head |
     | `MultiHeadAttention`, output | (heads, size, features) | each entry of each head | the output features |
 
-    Memory is linear in n: large kernels are computed in blocks of at most 512 rows on a CPU, and in larger ones on a
-    GPU or TPU. For n rows of d elements, the value takes 0.5 to 1 n² d multiply-adds, and 1.5 to 2 n² d with the
-    gradient. Forward-mode differentiation uses n² memory.
+    Memory is linear in n, because kernels with many rows are computed in blocks of rows. For n rows of d elements, the
+    value takes 0.5 to 1 n² d multiply-adds, and 1.5 to 2 n² d with the gradient. Forward-mode differentiation uses n²
+    memory.
 
     If a parameter server strategy partitions the variable, the first shard returns the whole penalty and the others 0.
     DTensor is not supported. The losses of a loaded SavedModel have no second derivatives where the kernel is computed

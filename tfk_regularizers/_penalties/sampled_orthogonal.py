@@ -17,19 +17,20 @@ from tfk_regularizers._tensorflow_internals import is_sharded
 class SampledOrthogonalRegularizer(Penalty):
     """Penalizes the cosines between randomly sampled rows (or columns), for kernels that are too large for all pairs.
 
-    This is `OrthogonalRegularizer` applied to `sample_size` rows (or columns). They are drawn uniformly
-    without replacement at each call, inside a traced function too. This is an unbiased estimate of the penalty on all
-    rows. If there are no more than `sample_size` rows, all are used. The gradient is nonzero only for sampled rows; for
-    the rows of a variable it is an `IndexedSlices`.
+    This is `OrthogonalRegularizer` applied to `sample_size` rows (or columns). They are drawn uniformly without
+    replacement at each call, inside a traced function too. This is an unbiased estimate of the penalty on all rows. If
+    there are no more than `sample_size` rows, all are used. The gradient is nonzero only for sampled rows; for a sample
+    of rows of a two-dimensional variable it is an `IndexedSlices`.
 
     Time and memory depend on `sample_size`, not on the number of rows n: O(sample_size² d) instead of O(n² d). On a
     square kernel of 2048 rows, 256 samples take a twentieth of the time of all pairs, and about ten times as many steps
     for the same effect (`examples/sample_orthogonality.py`).
 
     `tf.random.set_seed` makes the samples reproducible, except with `jit_compile=True`, where XLA's own random numbers
-    cannot be seeded.
+    cannot be seeded. DTensor is not supported.
 
-    Keras has no such class: a model that was saved with it loads only where tfk_regularizers is imported.
+    Keras has no such class: saved models with it do not load without tfk_regularizers, except in tf_keras from a
+    SavedModel, or from a `.keras` file for prediction.
 
     Args:
         factor: The factor, a finite number or a variable: see `Factor`. Defaults to 0.01.

@@ -35,12 +35,12 @@ class SoftOrthogonalRegularizer(Penalty):
     $$\text{factor} \cdot \|x x^T - I\|_F^2$$
 
     Here x is the matrix of n rows with d elements; for `mode="columns"` it is transposed. With `diagonal=False` the
-    diagonal of `x xᵀ - I` is left out, and the norms of the rows are free. The gradient is `4 * factor * (x xᵀ - I) x`,
-    or the same without the diagonal.
+    diagonal of `x xᵀ - I` is left out, so norms are not pulled to 1; rows that overlap still shrink. The gradient is
+    `4 * factor * (x xᵀ - I) x`, or the same without the diagonal.
 
     The penalty is a sum over pairs, not a mean. Pairs are pulled more strongly the more they overlap;
-    `OrthogonalRegularizer` pulls all pairs equally and ignores norms. More than d rows cannot all be orthogonal: the
-    smallest possible value is then `factor * (n - d)`.
+    `OrthogonalRegularizer` pulls all pairs equally and ignores norms. More than d rows cannot all be orthogonal: with
+    the diagonal, the smallest possible value is then `factor * (n - d)`.
 
     A kernel with more than two axes is reshaped to a matrix whose columns are its last axis; see the table of
     `OrthogonalRegularizer`.
@@ -50,9 +50,10 @@ class SoftOrthogonalRegularizer(Penalty):
     forward-mode differentiation compute `x xᵀ`.
 
     If a parameter server strategy partitions the variable, the first shard returns the whole penalty and the others 0.
-    float16 and bfloat16 are computed in float32, and the result is float32.
+    DTensor is not supported. float16 and bfloat16 are computed in float32, and the result is float32.
 
-    Keras has no such class: a model that was saved with it loads only where tfk_regularizers is imported.
+    Keras has no such class: saved models with it do not load without tfk_regularizers, except in tf_keras from a
+    SavedModel, or from a `.keras` file for prediction.
 
     Args:
         factor: The factor, a finite number or a variable: see `Factor`. Defaults to 0.01.

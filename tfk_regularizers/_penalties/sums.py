@@ -29,7 +29,8 @@ class Sum(Penalty):
     A sum holds its terms in the tuple `regularizers` and does not copy them: changing a factor of a term changes the
     sum. Sums of sums are flattened.
 
-    Keras has no such class: a model that was saved with it loads only where tfk_regularizers is imported.
+    Keras has no such class: saved models with it do not load without tfk_regularizers, except in tf_keras from a
+    SavedModel, or from a `.keras` file for prediction.
 
     Args:
         regularizers: A list or tuple of at least one regularizer.
