@@ -9,7 +9,14 @@ from libraries import needs_host
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = ("README.md", "examples/README.md", "examples/benchmark.md", "examples/orthogonality.md", "tests/README.md")
+PAGES = (
+    "README.md",
+    "examples/README.md",
+    "examples/benchmark.md",
+    "examples/orthogonality.md",
+    "tests/README.md",
+    ".github/CONTRIBUTING.md",
+)
 # Each snippet, with the output directly below it.
 SNIPPETS = re.findall(r"```python\n(.*?)```\n(?:\n```\n(.*?)```\n)?", README, re.S)
 

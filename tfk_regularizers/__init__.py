@@ -1,4 +1,4 @@
-"""Replaces Keras's weight regularizers with more accurate and faster ones, and adds new ones. For TensorFlow.
+"""Replaces Keras's weight regularizers on TensorFlow with more accurate and faster ones, and adds new ones.
 
 Importing this package replaces the built-in regularizers of `tf_keras` (Keras 2) and of `tf.keras` (Keras 3.12 or
 later). Strings, class names and saved models then give the classes below:
@@ -17,11 +17,11 @@ later). Strings, class names and saved models then give the classes below:
 Import it before you create layers or import a class by its name: those keep the built-in classes. `register` says what
 an older Keras 3, another backend and `TF_USE_LEGACY_KERAS=1` change.
 
-The classes that Keras has too give the same values, up to rounding, with these differences. float16 and bfloat16 are
-summed in float32, and the result is float32 (unless `keras.config.floatx()` is a half type, which Keras 3 needs then).
-Large sums are accurate under XLA. Complex and ragged tensors are accepted by `L1`, `L2` and `L1L2`; kernels with more
-than two axes, single rows and unknown shapes by `OrthogonalRegularizer`, whose memory is linear in the number of rows.
-Factors stay Python floats, and can be variables.
+Classes that Keras also has give the same values up to rounding, with these differences. float16 and bfloat16 are summed
+in float32, and the result is float32 (or `keras.config.floatx()` if that is a half type, because Keras 3 can add no
+other type to it). Large sums are accurate under XLA. `L1`, `L2` and `L1L2` accept complex and ragged tensors.
+`OrthogonalRegularizer` accepts kernels with more than two axes, single rows and unknown shapes, and its memory is
+linear in the number of rows. Factors stay Python floats, and can be variables.
 
 Penalties (the first four are also in Keras):
 
