@@ -96,7 +96,7 @@ def test_layer_inside_that_has_no_weights_yet():
     assert chosen == ["student/hidden/kernel"]
 
 
-KEPT = "If the training step of a model that contains 'student', or a `tf.function`, was traced before"
+KEPT = "If the training step of a model that contains 'student', or a `tf.function`, was already traced"
 
 
 @pytest.mark.parametrize("regularizer", [tfk.L2(100.0), None], ids=["replaced", "removed"])

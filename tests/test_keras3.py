@@ -399,7 +399,7 @@ def test_projections_of_attention_follow_their_layer():
         assert len(tfk.penalties(model)) == count
         loaded = keras.Model.from_config(model.get_config())
         assert len(loaded.losses) == count
-    with pytest.warns(UserWarning, match="'attention', 'grouped' may have the old `kernel_regularizer`"):
+    with pytest.warns(UserWarning, match="may contain the old `kernel_regularizer` of 'attention', 'grouped'"):
         tfk.set_regularizers(model, kernel_regularizer="l2", where=lambda layer: layer.name == "query")
 
 

@@ -460,7 +460,7 @@ def test_keras_3_with_other_tables_keeps_its_own_and_tf_keras_gets_ours(missing,
     owner = registry.regularizers if missing == "ALL_OBJECTS_DICT" else registry
     with monkeypatch.context() as patch:
         patch.delattr(owner, missing)
-        with pytest.warns(UserWarning, match=r"^tfk_regularizers does not support Keras 3\.\S+, whose .*Error"):
+        with pytest.warns(UserWarning, match=r"^tfk_regularizers does not support Keras 3\.\S+: its .*Error"):
             tfk.register()
     assert type(tf_keras.regularizers.get("l1_l2")) is tfk.L1L2
     touched = {change.partition(" ")[0] for change in changes(before, {})}

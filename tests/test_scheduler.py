@@ -95,11 +95,11 @@ class Frozen(tfk.Penalty):
 @pytest.mark.parametrize(
     ("regularizers", "arguments", "says"),
     [
-        ([None], {}, "found no penalty in the model '.*'. Add one with `Dense"),
+        ([None], {}, "found no factor in the model '.*'. Add one with `Dense"),
         ([L2(0.5)], {"factor": "l1"}, "Expected one of 'l2', .* Received: factor='l1'"),
         ([L1L2(0.5, 0.5)], {}, "Expected one of 'l1', 'l2', the factors in the model '.*'. Received: factor=None"),
         ([L1(0.5), L2(0.5)], {}, "Expected one of 'l1', 'l2'"),
-        ([L2(0.5)], {"where": lambda layer: False}, "found no penalty in the chosen layers of the model"),
+        ([L2(0.5)], {"where": lambda layer: False}, "found no factor in the chosen layers of the model"),
         (
             [L2(0.5)],
             {"where": lambda layer: True, "factor": "l1"},
@@ -423,5 +423,5 @@ def test_schedule_by_step_of_a_model_with_optimizers_of_its_own(keras):
     model = Own(x, dense(keras, L2(0.5))(x))
     model.compile(keras.optimizers.SGD(RATE), "mse")
     decay = keras.optimizers.schedules.PolynomialDecay(1.0, 4, 0.0)
-    with pytest.warns(UserWarning, match=r"stays at its start: it counts the steps of `model\.optimizer`, which"):
+    with pytest.warns(UserWarning, match=r"did not advance: it counts the steps of `model\.optimizer`, which"):
         model.fit(X, Y, verbose=0, callbacks=[RegularizationScheduler(decay)])

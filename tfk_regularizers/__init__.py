@@ -89,7 +89,7 @@ orthogonal_regularizer = OrthogonalRegularizer
 __version__ = "0.4.0"
 
 # In the order of the reference. The aliases `l1`, `l2`, `orthogonal_regularizer` and tf_keras's `Regularizer` are left
-# out, or `help` and the reference would repeat their documentation.
+# out, because `help` and the reference would repeat their text.
 __all__ = [  # noqa: RUF022
     "L1",
     "L2",
@@ -115,7 +115,7 @@ __all__ = [  # noqa: RUF022
     "unregister",
 ]
 
-for _name in __all__:  # no private module's name in files and pickles
+for _name in __all__:  # keep private modules out of files and pickles
     if globals()[_name].__module__.startswith(f"{__name__}."):
         globals()[_name].__module__ = __name__
 del _name

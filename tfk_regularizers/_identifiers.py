@@ -153,7 +153,7 @@ def deserialize(
             stacklevel=3,
         )
     if isinstance(config, dict) and "module" in config:
-        config = _name_as_keras_looks_it_up(config, names, custom, use_legacy_format)
+        config = _config_for_lookup(config, names, custom, use_legacy_format)
     saving = tf_keras.utils.legacy if use_legacy_format else tf_keras.saving
     try:
         result = saving.deserialize_keras_object(
@@ -164,18 +164,18 @@ def deserialize(
     if inspect.isclass(result):  # tf_keras returns the class for the name of a custom object
         result = result()
     if not callable(result) or any(result is function for function in (get, serialize, deserialize, l1_l2)):
-        raise ValueError(f"Could not interpret regularizer config {short_repr(config)}: it gives {short_repr(result)}")
+        raise ValueError(f"Could not interpret regularizer config {short_repr(config)}: it names {short_repr(result)}")
     return result
 
 
-def _name_as_keras_looks_it_up(config, names, custom, use_legacy_format):
+def _config_for_lookup(config, names, custom, use_legacy_format):
     """The config of a known class, with the name under which Keras finds the class."""
     # Keras imports the module unless the class is a custom object. A class of the main program has no module.
     config = {**config, "module": config["module"] and "keras.regularizers"}
     if config.get("registered_name") and config["registered_name"] not in custom and names[0] in custom:
         config["registered_name"] = names[0]
     elif not use_legacy_format and names[0] == config["class_name"] not in custom and names[-1] in custom:
-        config["class_name"] = names[-1]  # while an .h5 file is opened
+        config["class_name"] = names[-1]  # for Keras's legacy loader
     return config
 
 
@@ -207,7 +207,7 @@ def _parse(config):
     if not (isinstance(name, str) and has_arguments and isinstance(registered, (str, type(None)))):
         raise ValueError(
             "Improper regularizer config. Expected a dict with the keys `class_name` (a string) and `config` (a dict), "
-            f"and possibly `registered_name` (a string). Received: {short_repr(config)}"
+            f"and optionally `registered_name` (a string). Received: {short_repr(config)}"
         )
     if is_function:
         return [inner], {}

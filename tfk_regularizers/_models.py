@@ -159,7 +159,7 @@ def check_where(where: Any) -> None:
     for one in where if isinstance(where, (list, tuple)) else [where]:
         is_nested = one is not where and not isinstance(one, (str, *versions.layer_bases()))
         if where is not None and (inspect.isclass(one) or is_nested or not (callable(one) or isinstance(one, str))):
-            expected = "a name or a function of a layer, such as `lambda layer: isinstance(layer, Dense)`, or None"
+            expected = "a name, a function such as `lambda layer: isinstance(layer, Dense)`, or None"
             raise invalid_argument("where", f"a layer, a list of layers and names, {expected}", where)
     if isinstance(where, (list, tuple)) and not where:
         raise invalid_argument("where", "at least one layer or name", where)

@@ -18,7 +18,7 @@ _OURS: dict[str, Any] = {obj.__name__: obj for obj in (*KERAS_PENALTIES, l1_l2, 
 
 
 class _DefaultL1L2:
-    """The class for the string `"l1_l2"` in Keras 3, which accepts no function there."""
+    """The class for the string `"l1_l2"` in Keras 3, which does not call functions."""
 
     def __new__(cls):
         return l1_l2()
@@ -95,7 +95,7 @@ def unregister() -> None:
     >>> tf_keras.regularizers.L2 is L2
     True
     """
-    _unregister_in_keras3()  # first: afterwards `tensorflow.keras` has objects of tf_keras
+    _unregister_in_keras3()  # first: otherwise tf_keras's classes end up in `tf.keras`
     for builtin in registry.REPLACED.values():
         registry.export_like(builtin, builtin)
     registry.replace_everywhere([(_OURS[name], builtin) for name, builtin in registry.REPLACED.items()])
@@ -125,8 +125,8 @@ def _register_in_keras3(keras: Any, as_host: bool, strings: bool) -> None:
     except Exception as error:
         _unregister_in_keras3()
         warnings.warn(
-            f"tfk_regularizers does not support Keras {keras.__version__}, whose built-in regularizers stay. The "
-            f"regularizers of tf_keras are replaced. Received: {error!r}",
+            f"tfk_regularizers does not support Keras {keras.__version__}: its built-in regularizers are kept. Those "
+            f"of tf_keras are replaced. Error: {error!r}",
             stacklevel=3,
         )
 
@@ -146,7 +146,7 @@ def _unregister_in_keras3() -> None:
 
 
 def _register_for_reading(keras: ModuleType, cls: type) -> None:
-    """Let configs load that name this package. (They are not written, or they would not load without it.)"""
+    """Make configs that name this package load. (None are written; they would not load without it.)"""
     keras.saving.get_custom_objects()[_registered_name(cls)] = cls
 
 
@@ -160,7 +160,7 @@ def _registered_name(cls):
 
 
 def _check(regularizers: Any, custom: dict[str, Any]) -> None:
-    """Raise RuntimeError unless configs of the built-in classes give the classes of this package."""
+    """Raise RuntimeError unless configs of the built-in classes load as this package's classes."""
     configs = {cls: regularizers.serialize(cls()) for cls in KERAS_PENALTIES}
     # A custom object of the same name takes precedence.
     has_effect = all(type(regularizers.get(configs[cls])) is cls for cls in configs if cls.__name__ not in custom)

@@ -95,7 +95,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
         """Called by Keras: finds the penalties, and replaces their factors with variables."""
         versions.check_tensorflow_2("RegularizationScheduler")
         if self._schedule_kind == "step" and self.model.optimizer is None:
-            raise ValueError("A LearningRateSchedule counts the steps of the model's optimizer. Compile it with one.")
+            raise ValueError("A LearningRateSchedule counts optimizer steps. Compile the model with an optimizer.")
         active = active_regularizers(host_of(self.model), self.model, self.where)
         self._name, self._penalties = _find_penalties(self.model, active, self.factor, self.where)
         self._make_variables(active)
@@ -122,9 +122,8 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
         self._update_configs()
         if self._schedule_kind == "step" and self._iterations() == self._steps_before:
             warnings.warn(
-                "The schedule of a RegularizationScheduler stays at its start: it counts the steps of "
-                "`model.optimizer`, which has taken none. For a model with optimizers of its own give a function of "
-                "the epoch.",
+                "The schedule of a RegularizationScheduler did not advance: it counts the steps of `model.optimizer`, "
+                "which took none. If the model has other optimizers, pass a function of the epoch.",
                 stacklevel=2,
             )
         if logs is not None:
@@ -133,7 +132,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
             logs.update(factors if self._values_differ or self._name in logs else by_name)
 
     def _make_variables(self, active: list[ActiveRegularizer]) -> None:
-        """Replace factors that are numbers with variables, and let the model trace its steps again."""
+        """Replace factors that are numbers with variables, and make the model retrace its steps."""
         numbers = [penalty for penalty in self._penalties.values() if not is_factor_variable(vars(penalty)[self._name])]
         if not numbers:
             return
@@ -141,7 +140,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
         dtypes = {id(term): one.layer.variable_dtype for one in active for term in _terms(one.regularizer)}
         with self.model.distribute_strategy.scope():
             for penalty in numbers:
-                # float64 keeps all digits for logs and files. Classes of the user's own need the dtype of the weights.
+                # float64 keeps all digits for logs and files. User-defined classes need the dtype of the weights.
                 is_ours = type(penalty) in (*KERAS_PENALTIES, *NEW_PENALTIES)
                 penalty.__dict__[self._name] = tf.Variable(  # not by `setattr`, which warns that graphs have read it
                     vars(penalty)[self._name],
@@ -152,7 +151,7 @@ class RegularizationScheduler(tf_keras.callbacks.Callback):  # type: ignore[misc
                 )
 
     def _update_configs(self) -> None:
-        """Update the configs of Bidirectional layers, which copy the numbers."""
+        """Update the configs of Bidirectional layers, which copy factors."""
         for node in tree.walk(self.model):
             host_of(self.model).update_bidirectional(node.layer, contextlib.ExitStack())
 
@@ -195,7 +194,7 @@ def _kind_of_schedule(schedule: Any) -> str:
     if callable(schedule) and not inspect.isclass(schedule):
         try:
             signature = inspect.signature(schedule)
-        except ValueError:  # of a function written in C
+        except ValueError:  # it may be written in C
             return "epoch"
         for kind, arguments in (("epoch", (0,)), ("factor", (0, 0.0))):
             with contextlib.suppress(TypeError):
@@ -229,18 +228,18 @@ def _find_penalties(model: Any, active: Any, factor: str | None, where: Any) -> 
     for one, term in chosen:
         if name in _factor_names(term) and id(term) not in penalties:
             _check_schedulable(one, term, name, active)
-            penalties[id(term)] = tree.deduplicate_path(f"{one.path}/{name}", taken), term  # sums may have two of them
+            penalties[id(term)] = tree.deduplicate_path(f"{one.path}/{name}", taken), term  # a sum may repeat a path
     return name, dict(penalties.values())
 
 
 def _choose_name(names: list[str], factor: str | None, place: str) -> str:
-    """The name of the factor to schedule; ValueError if it does not exist or several do."""
+    """The name of the factor to schedule; ValueError if it is missing or ambiguous."""
     if factor in names or (factor is None and len(names) == 1):
         return factor or names[0]
     if names:
         raise invalid_argument("factor", f"one of {', '.join(map(repr, names))}, the factors in {place}", factor)
     raise ValueError(
-        f'RegularizationScheduler found no penalty in {place}. Add one with `Dense(3, kernel_regularizer="l2")` or '
+        f'RegularizationScheduler found no factor in {place}. Add one with `Dense(3, kernel_regularizer="l2")` or '
         '`set_regularizers(model, kernel_regularizer="l2")`.'
     )
 

@@ -79,7 +79,7 @@ def _cells(row: Regularized, total: float) -> tuple[str, ...]:
 
 
 def _described(regularizer: Any) -> str:
-    """The repr of a regularizer, made from its config if its class defines no repr."""
+    """A function's name, or a regularizer's repr (from its config if it has none)."""
     if type(regularizer).__repr__ is not object.__repr__:
         return getattr(regularizer, "__name__", repr(regularizer))
     arguments: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from tensorflow.python.saved_model import save_context  # type: ignore[attr-defi
 
 
 def is_compiled_by_xla() -> bool:
-    """Whether XLA compiles the function that is being traced: with `jit_compile=True`, on a TPU, or nested in such."""
+    """Whether XLA compiles the function being traced: with `jit_compile=True`, on a TPU, or nested in either."""
     return tf.__internal__.get_enclosing_xla_context() is not None
 
 
@@ -19,7 +19,7 @@ def is_recorded(x: Any) -> bool:
 
 
 def has_tangent(x: Any) -> bool:
-    """Whether x is differentiated in forward mode, which ignores custom gradients where a graph is built."""
+    """Whether x is differentiated in forward mode, which ignores custom gradients in graphs."""
     return bool(forwardprop_util.pack_tangents([x]).tangents)
 
 

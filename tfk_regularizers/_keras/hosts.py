@@ -65,7 +65,7 @@ class Host(Protocol):
         """End the logging that `split_loss` began."""
 
     def retrace(self, model: Any) -> None:
-        """Let the model trace its steps again, and update the weights whose penalties are logged."""
+        """Make the model retrace its steps, and update the weights whose penalties are logged."""
 
     def iterations(self, model: Any) -> int:
         """The number of steps that the optimizer has taken."""

@@ -15,7 +15,7 @@ def sublayers(layer: Any) -> list[Any]:
 
 
 def all_weights(layer: Any) -> list[Any]:
-    """The weights of a layer and of the layers inside it. An unbuilt model may raise an error at `weights`."""
+    """The weights of a layer and of the layers inside it. `weights` of an unbuilt model may raise an error."""
     if not isinstance(layer, tf_keras.Model) or layer.built:
         return list(layer.weights)
     inner = layer._flatten_layers()
@@ -37,7 +37,7 @@ def regularizer_attributes(layer: Any) -> dict[str, str]:
 
 
 def held_regularizer(layer: Any, keyword: str) -> Any:
-    """The regularizer in an attribute of a layer. It has an effect only if it was set before the layer was built."""
+    """The regularizer in a layer's attribute. For weights, it has an effect only if it was set before building."""
     return getattr(layer, regularizer_attributes(layer).get(keyword, keyword), None)
 
 
@@ -51,7 +51,7 @@ class WeightLoss(NamedTuple):
 
     variable: Any
     regularizer: Any
-    penalty: Any
+    compute_penalty: Any
 
 
 def constructor_takes(layer: Any, keyword: str) -> bool:

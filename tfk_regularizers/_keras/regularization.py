@@ -1,4 +1,4 @@
-"""The regularizers and penalties of a whole model."""
+"""Set regularizers, compute penalties and find regularizers in whole models, of either Keras."""
 
 import contextlib
 import warnings
@@ -28,12 +28,12 @@ def penalties(model: Any) -> dict[str, tf.Tensor]:
             raise ValueError(f"The layer {node.path!r} has no weights yet. Call the model on data first.")
         of_weights = host.weight_losses(node.layer, model)
         paths = tree.weight_paths(node, [loss.variable for loss in of_weights])
-        losses += [(path, loss.penalty()) for path, loss in zip(paths, of_weights, strict=True)]
+        losses += [(path, loss.compute_penalty()) for path, loss in zip(paths, of_weights, strict=True)]
     return tree.sum_by_path(losses)
 
 
 class ActiveRegularizer(NamedTuple):
-    """A regularizer that has an effect, the path of its weight or output, its layer, and whether `where` chose that."""
+    """A regularizer that has an effect, the path of its weight or output, its layer, and whether `where` chose it."""
 
     path: str
     regularizer: Any
@@ -72,7 +72,7 @@ def active_in_layer(host: Host, layer: Any) -> list[tuple[Any, Any]]:
 
 
 def retrace(host: Host, model: Any) -> None:
-    """Let a model and the models inside it trace their steps again, and update the logged weights."""
+    """Make a model and the models inside it retrace their steps, and update the logged weights."""
     for inner in tree.models_among(tree.walk(model)):
         host.retrace(inner)
 
@@ -80,7 +80,10 @@ def retrace(host: Host, model: Any) -> None:
 def set_regularizers(
     host: Host, model: Any, where: Any, regularizers: dict[str, Any], was_read_in_graph: Callable[[Any], bool]
 ) -> list[str]:
-    """Check all regularizers, then set them; return the paths of the changed weights. An error changes nothing."""
+    """Check all regularizers, then set them; return the paths of the changed weights. An error changes nothing.
+
+    `was_read_in_graph` is passed in, because the modules of penalties import this package.
+    """
     tree.check_built(model)
     nodes = tree.walk(model)
     chosen = tree.choose(nodes, where)
@@ -104,17 +107,17 @@ def set_regularizers(
             replaced = {id(target.layer): target.held for target in changes if target.keyword == keyword}
             if stale := layer_configs.update_configs(nodes, keyword, regularizer, replaced, undo):
                 warnings.warn(
-                    f"In a saved model, {', '.join(map(repr, stale))} may have the old `{keyword}` again, because its "
+                    f"A saved model may contain the old `{keyword}` of {', '.join(map(repr, stale))}, because "
                     "`get_config` returns it. Call `set_regularizers` again after loading.",
                     stacklevel=3,
                 )
         builtin_warnings.warn_of_builtins_in(nodes, stacklevel=3)
         is_traced = any(was_read_in_graph(target.held) for target in changes if target.keyword != ACTIVITY)
-        if is_traced and not any(map(host.is_compiled, tree.models_among(nodes))):  # it has no step of its own
+        if is_traced and not any(map(host.is_compiled, tree.models_among(nodes))):  # none has its own step
             warnings.warn(
-                f"If the training step of a model that contains {model.name!r}, or a `tf.function`, was traced before, "
-                "it keeps the old penalties. Call `set_regularizers` on the model that you train, or compile it again; "
-                "create the `tf.function` again.",
+                f"If the training step of a model that contains {model.name!r}, or a `tf.function`, was already "
+                "traced, it keeps the old penalties. Call `set_regularizers` on the model that you train, or recompile "
+                "it; re-create the `tf.function`.",
                 stacklevel=3,
             )
         for inner in tree.models_among(nodes):

@@ -13,7 +13,7 @@ _PACKAGES = {"keras": "Keras 3", "__main__": "your program"}
 
 
 class Regularized(NamedTuple):
-    """A regularized weight or output: its path, shape, regularizer, penalty (None for an output) and note."""
+    """A row of `summary`: its path, shape, regularizer, penalty (None if not computed) and note."""
 
     path: str
     shape: Any
@@ -45,7 +45,8 @@ def _weights(host: Host, node: Node, model: Any) -> Iterator[Regularized]:
     losses = host.weight_losses(node.layer)
     for path, loss in zip(tree.weight_paths(node, [loss.variable for loss in losses]), losses, strict=True):
         is_penalized = id(loss.variable) in penalized
-        penalty, note = loss.penalty() if is_penalized else None, "" if is_penalized else "frozen, not penalized"
+        penalty = loss.compute_penalty() if is_penalized else None
+        note = "" if is_penalized else "frozen, not penalized"
         yield Regularized(path, loss.variable.shape, loss.regularizer, penalty, note)
 
 

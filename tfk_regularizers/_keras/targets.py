@@ -19,12 +19,12 @@ class Target(NamedTuple):
     layer: Any
     keyword: str
     held: Any
-    weight: Any
+    weights: Any
     paths: list[str]
     enclosing: list[Any]
 
 
-def regularized_weight(host: Host, layer: Any, keyword: str, enclosing: Iterable[Any] = ()) -> list[Any]:
+def regularized_weights(host: Host, layer: Any, keyword: str, enclosing: Iterable[Any] = ()) -> list[Any]:
     """The variables that `X_regularizer` penalizes now, or else those named X."""
     keywords = layers.regularizer_attributes(layer)
     if keyword not in keywords:
@@ -52,7 +52,7 @@ def find_targets(host: Host, nodes: list[Node], keyword: str) -> list[Target]:
                 f"The layer {node.path!r} has no weights yet. Call the model on data first, or exclude the layer with "
                 "`where`."
             )
-        elif weight := regularized_weight(host, layer, keyword, enclosing):
+        elif weight := regularized_weights(host, layer, keyword, enclosing):
             targets.append(Target(layer, keyword, held, weight, tree.weight_paths(node, weight), enclosing))
     return targets
 
@@ -63,14 +63,14 @@ def needs_change(host: Host, target: Target, regularizer: Any) -> bool:
         return True
     if target.keyword == ACTIVITY:
         return bool(host.activity_losses(target.layer))
-    return any(loss.variable is one for loss in host.weight_losses(target.layer) for one in target.weight)
+    return any(loss.variable is one for loss in host.weight_losses(target.layer) for one in target.weights)
 
 
 def check_regularizer(host: Host, target: Target, regularizer: Any) -> None:
     """Raise ValueError unless the regularizer returns a scalar for its weights or output, if the shape is known."""
     if regularizer is None:
         return
-    tensors = target.weight if target.weight is not None else host.zero_outputs(target.layer)
+    tensors = target.weights if target.weights is not None else host.zero_outputs(target.layer)
     for path, tensor in zip(itertools.cycle(target.paths), tensors):
         place = f"{short_repr(regularizer)} cannot be the `{target.keyword}` of {path!r}, of shape {tensor.shape}"
         try:
@@ -91,7 +91,7 @@ def no_target(model: Any, keyword: str, where: Any, nodes: list[Node], chosen: l
     present = sorted(candidate for candidate in candidates if find_targets(host, built, candidate))
     nearest = difflib.get_close_matches(keyword, present, n=1)
     hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
-    expected = f"Expected one of: {', '.join(present)}." if present else "No layer there has weights."
+    expected = f"Expected one of: {', '.join(present)}." if present else "No keyword applies there."
     place = f"of the model {model.name!r}{'' if where is None else ' that `where` chooses'}"
     return f"`{keyword}` would change nothing: it does not apply to any layer {place}.{hint} {expected}"
 

@@ -12,12 +12,12 @@ from tfk_regularizers._keras import layers, versions
 
 
 class Node(NamedTuple):
-    """A layer and its path; the enclosing layers that are not models, and all enclosing ones but the model, by id."""
+    """A layer, its path, and, by id, the layers around it: those that are not models, and all but the root model."""
 
     layer: Any
     path: str
     enclosing: dict[int, Any]
-    around: dict[int, Any]
+    ancestors: dict[int, Any]
 
 
 def walk(model: Any) -> list[Node]:
@@ -27,7 +27,7 @@ def walk(model: Any) -> list[Node]:
 
     def visit(parent: Node) -> None:
         enclosing = parent.enclosing
-        around = {**parent.around, **({} if parent.layer is model else {id(parent.layer): parent.layer})}
+        ancestors = {**parent.ancestors, **({} if parent.layer is model else {id(parent.layer): parent.layer})}
         if not isinstance(parent.layer, versions.model_bases()):
             enclosing = {**enclosing, id(parent.layer): parent.layer}
         for layer in layers.sublayers(parent.layer):
@@ -35,10 +35,10 @@ def walk(model: Any) -> list[Node]:
             if node is None:
                 path = deduplicate_path(join_path(parent.path, layer.name), taken)
                 nodes[id(layer)] = node = Node(layer, path, {}, {})
-            elif enclosing.keys() <= node.enclosing.keys() and around.keys() <= node.around.keys():
+            elif enclosing.keys() <= node.enclosing.keys() and ancestors.keys() <= node.ancestors.keys():
                 continue
             node.enclosing.update(enclosing)
-            node.around.update(around)
+            node.ancestors.update(ancestors)
             visit(node)
 
     visit(nodes[id(model)])
@@ -51,7 +51,7 @@ def models_among(nodes: Iterable[Node]) -> list[Any]:
 
 
 def choose(nodes: list[Node], where: Any) -> list[Node]:
-    """The layers that `where` chooses, and the layers inside them. A function does not choose for nested models."""
+    """The layers that `where` chooses, and those inside; if a function chooses a model, not the model's layers."""
     if where is None:
         return nodes
     if callable(where) and not isinstance(where, versions.layer_bases()):
@@ -65,7 +65,7 @@ def choose(nodes: list[Node], where: Any) -> list[Node]:
     def is_wanted(layer: Any) -> bool:
         return any(layer is one or layer.name == one for one in wanted)
 
-    return [node for node in nodes if is_wanted(node.layer) or any(map(is_wanted, node.around.values()))]
+    return [node for node in nodes if is_wanted(node.layer) or any(map(is_wanted, node.ancestors.values()))]
 
 
 def _not_in_model(missing: Any, nodes: list[Node]) -> str:
@@ -75,7 +75,7 @@ def _not_in_model(missing: Any, nodes: list[Node]) -> str:
         return f"`where` has a layer {missing.name!r}, which is not in the model {model!r}."
     nearest = difflib.get_close_matches(missing, [node.layer.name for node in nodes[1:]], n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return f"`where` is {missing!r}, and no layer of the model {model!r} has that name.{hint}"
+    return f"`where` names {missing!r}, but no layer of the model {model!r} has that name.{hint}"
 
 
 def weight_paths(node: Node, variables: list[Any]) -> list[str]:

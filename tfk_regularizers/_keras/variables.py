@@ -18,8 +18,8 @@ def is_building_model() -> bool:
     return name.endswith("keras_graph") or "scratch_graph" in name
 
 
-def half_of_losses() -> str | None:
-    """The half type of Keras 3's losses if `floatx` is one, to which it cannot add other types; otherwise None."""
+def half_floatx() -> str | None:
+    """Keras 3's `floatx` if it is a half type, to which it can add no other type; otherwise None."""
     keras: Any = keras3()
     floatx = "float32" if keras is None else keras.backend.floatx()
     return floatx if floatx in ("float16", "bfloat16") else None

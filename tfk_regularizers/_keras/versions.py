@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-SUPPORTED = f"tf-keras 2.16 to 2.22. Received: tf-keras {tf_keras.__version__}"
+SUPPORTED = f"tf-keras 2.16 to 2.21. Received: tf-keras {tf_keras.__version__}"
 
 with contextlib.suppress(ImportError, AttributeError):
     tf.keras.regularizers  # noqa: B018  # loads Keras 3, if it is `tf.keras`
@@ -34,7 +34,7 @@ def has_tools(keras: Any) -> bool:
 
 
 def is_host(keras: Any) -> bool:
-    """Whether the classes of this Keras 3 are replaced, which they are if it is `tf.keras`."""
+    """Whether this Keras 3 is supported and is `tf.keras`: its classes can be replaced."""
     return has_tools(keras) and tf.keras.regularizers.Regularizer is keras.regularizers.Regularizer  # type: ignore[attr-defined]
 
 
@@ -53,7 +53,7 @@ def keras3_regularizers() -> dict[str, Any]:
 
 
 def _is_own(cls: Any) -> bool:
-    """Whether this is a regularizer class of the user's own."""
+    """Whether this is a user-defined regularizer class."""
     is_class = inspect.isclass(cls) and issubclass(cls, regularizer_bases())
     return is_class and cls.__module__.partition(".")[0] != "tfk_regularizers"
 
@@ -81,6 +81,6 @@ def check_tensorflow_2(name: str) -> None:
     """Raise RuntimeError for the function or class `name` if models run in TensorFlow 1 graphs."""
     if not tf.compat.v1.executing_eagerly_outside_functions():
         raise RuntimeError(
-            f"{name} needs TensorFlow 2. Received: a program of TensorFlow 1 graphs, as after "
+            f"{name} needs TensorFlow 2. Received: TensorFlow 1 graphs, for example after "
             "`tf.compat.v1.disable_eager_execution()`."
         )

@@ -1,4 +1,4 @@
-"""The penalties, one module each, and tables of them."""
+"""The penalties, their helpers, and tables of them."""
 
 from tfk_regularizers._penalties.base import Penalty
 from tfk_regularizers._penalties.elementwise import L1, L1L2, L2, l1_l2

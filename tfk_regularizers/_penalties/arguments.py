@@ -86,8 +86,8 @@ class Argument(Generic[_Given, _Kept]):
         if READ_IN_GRAPH in values and not is_same:
             warnings.warn(
                 f"`{self.name}` of {type(instance).__name__} was changed after a graph had read it. "
-                "Functions traced before keep the old value. For the training step of a model, call `compile` or "
-                "`set_regularizers` again; create a `tf.function` of your own again. Or use a "
+                "Functions that are already traced keep the old value. For a model's training step, call `compile` or "
+                "`set_regularizers` again; re-create your own `tf.function`. Or use a "
                 "`tf.Variable(..., trainable=False)` as the factor, or the callback `RegularizationScheduler`.",
                 stacklevel=2,
             )
@@ -123,11 +123,11 @@ class Factor(Argument[FactorLike, float]):
 def argument_names(cls: type, kind: type = Argument) -> list[str]:
     """The names of the arguments, or of the factors, of a class and its bases."""
     found = [name for base in reversed(cls.__mro__) for name, value in vars(base).items() if isinstance(value, kind)]
-    return list(dict.fromkeys([*found, *getattr(cls, "factor_names", ())]))  # of classes written for version 0.2
+    return list(dict.fromkeys([*found, *getattr(cls, "factor_names", ())]))  # `factor_names` is from 0.2
 
 
 def saved_value(penalty: Any, name: str, value: Any) -> Any:
-    """The value of an attribute in files and copies: for a variable factor, its number."""
+    """An attribute's value in files and copies; a variable factor becomes a float."""
     if not is_factor_variable(value) or name not in argument_names(type(penalty), Factor):
         return value
     number = factor_value(value)
@@ -156,7 +156,7 @@ def check_mode(value: Any) -> Any:
 
 
 def check_bool(argument: str, value: Any) -> bool:
-    """The value as a Python bool, if it is one, or one of NumPy's."""
+    """The value as a bool, if it is one or is a NumPy bool."""
     if not isinstance(value, (bool, np.bool_)):
         raise invalid_argument(argument, "True or False", value)
     return bool(value)

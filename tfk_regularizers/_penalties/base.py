@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import tensorflow as tf
 
 from tfk_regularizers._keras import versions
-from tfk_regularizers._keras.variables import half_of_losses
+from tfk_regularizers._keras.variables import half_floatx
 from tfk_regularizers._penalties.arguments import READ_IN_GRAPH, argument_names, saved_value
 from tfk_regularizers._penalties.factors import factor_repr
 
@@ -21,11 +21,11 @@ def without_autograph(function: _Function) -> _Function:
 
 
 def penalty_method(call: _Function) -> _Function:
-    """Decorate `__call__`: without AutoGraph, and with a result that Keras 3 can add to other losses."""
+    """Decorate `__call__`: turn off AutoGraph, and return a dtype that Keras 3 can add to losses."""
 
     @functools.wraps(call)
     def method(self: Any, x: Any) -> Any:
-        value, half = call(self, x), half_of_losses()
+        value, half = call(self, x), half_floatx()
         if half is not None and tf.as_dtype(getattr(x, "dtype", tf.float32)).size < 4:
             return tf.cast(value, half)
         return value
@@ -111,10 +111,10 @@ class Penalty(*versions.regularizer_bases()):  # type: ignore[misc]
 
 
 def _unsaved_arguments(cls: Any) -> list[str]:
-    """The arguments of the constructor that are not in the config. Subclasses of L1 etc. are saved as in tf_keras."""
+    """The constructor's arguments that the config lacks. Subclasses of L1 etc. are not checked, as in tf_keras."""
     if any(base.__module__.split(".")[0] == "tfk_regularizers" and base is not Penalty for base in cls.__mro__):
         return []
-    if cls.get_config is not Penalty.get_config:  # which extends this one
+    if cls.get_config is not Penalty.get_config:  # it has its own config
         return []
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(cls).parameters.values()

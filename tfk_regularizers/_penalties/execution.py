@@ -19,8 +19,8 @@ XLA_SUMS_SEQUENTIALLY = (2, 19) <= TENSORFLOW < (2, 22)
 CUSTOM_GRADIENT_IN_EAGER_FROM = 2**18
 XLA_CLUSTER_IN_GRAPH_FROM = 2**23
 
-# Elements of a matrix or of its Gram matrix. In eager mode, blocks take three times as long at 64 x 64, and equally
-# long at 1024 x 1024.
+# Elements of a matrix or of its Gram matrix. In eager mode, blocks take three times as long at 64 x 64, and the same at
+# 1024 x 1024.
 SINGLE_GRAM_UP_TO = 2**20
 
 
@@ -48,23 +48,23 @@ def choose_kernel(x):
 
 
 def supports_custom_gradients(x):
-    """Whether custom gradients, and loops over blocks, work: on tensors, and not in forward mode."""
+    """Whether custom gradients and loops over blocks work: only on tensors, not in forward mode."""
     return isinstance(x, tf.Tensor) and not has_tangent(x)
 
 
 def prefers_single_gram(x):
-    """Whether the matrix x has pairs of rows, but is so small that fewer operations are faster than blocks."""
+    """Whether the matrix x has at least two rows and is small enough to be faster without blocks."""
     rows, columns = map(tf.compat.dimension_value, x.shape)
     return rows is not None and columns is not None and rows >= 2 and rows * max(rows, columns) <= SINGLE_GRAM_UP_TO
 
 
 def detach_from_eager_tape(x):
-    """x for use inside a custom gradient, which an eager tape would otherwise record. A graph's tape does not."""
+    """x for use in a custom gradient; detached in eager mode, where a tape would record operations on it."""
     return tf.stop_gradient(x) if tf.executing_eagerly() else x
 
 
 def capture_in_current_graph(x):
-    """A copy of x in the current graph: gradients in a branch of a `tf.cond` can only use tensors of its own graph."""
+    """x as a tensor of the current graph: in a `tf.cond` branch, gradients can use only tensors of the branch."""
     return x if tf.executing_eagerly() else tf.identity(x)
 
 
@@ -74,14 +74,14 @@ def is_in_current_graph(x):
 
 
 # Measured by .ci/orthogonality.py. On two CPU cores one block is fastest up to 1024 rows, and two take as long as a
-# loop up to 4096, with less memory; above, larger blocks read the rows less often and smaller ones stay in the cache.
-# On an accelerator, products are cheap and passes over memory are not: one block as long as it needs no more memory
-# than the built-in, then few. (3 * 2**24 entries are 200 MB.)
+# loop up to 4096, with less memory; beyond that, larger blocks read rows less often and smaller ones stay in the cache.
+# On an accelerator, products are cheap and passes over memory are not: use one block while it needs no more memory than
+# the built-in, then a few. (3 * 2**24 entries are 200 MB.)
 class _Blocking(NamedTuple):
-    """How orthogonality cuts the rows of a matrix into blocks, by default on a CPU."""
+    """How `orthogonal` cuts a matrix into blocks of rows; the defaults suit a CPU."""
 
-    single_block_rows: int = 1024  # one block up to this many rows,
-    single_block_rows_per_column: float = 0.5  # or this many per column with a gradient: a small Gram matrix is cheaper
+    single_block_rows: int = 1024  # one block up to this many rows
+    single_block_rows_per_column: float = 0.5  # with a gradient, up to this many per column: small Gram matrices win
     halves_rows: int = 4096  # two blocks up to this many rows with a gradient, if a tile of pairs is no larger than x
     gram_entries: int = 2**21  # about this many entries of the Gram matrix at a time
     min_rows: int = 256  # of a block
@@ -103,8 +103,8 @@ def block_count(x, with_gradient):
         return 1
     if with_gradient and rows <= min(blocking.halves_rows, 4 * columns):
         return 2
-    rows_met = rows // 2 if with_gradient else rows  # by one block: with the gradient, pairs are computed once
-    block_rows = min(max(blocking.gram_entries // rows_met, blocking.min_rows), blocking.max_rows, rows // 2)
+    tile_rows = rows // 2 if with_gradient else rows  # rows of one step's tile: half of them with the gradient
+    block_rows = min(max(blocking.gram_entries // tile_rows, blocking.min_rows), blocking.max_rows, rows // 2)
     return _odd_count(rows, block_rows)
 
 
@@ -114,7 +114,7 @@ def _odd_count(rows, block_rows):
 
 
 def block_row_multiple(x):
-    """The number of rows of a block is rounded up to this multiple, if there are several blocks."""
+    """If there are several blocks, the rows of each are rounded up to a multiple of this number."""
     return _blocking(x).row_multiple
 
 

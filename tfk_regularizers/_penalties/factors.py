@@ -46,7 +46,7 @@ def is_factor_variable(value: Any) -> bool:
 
 
 def factor_value(factor: Any) -> float:
-    """The current number of a factor, also while a function is traced."""
+    """The current value of a factor, even while a function is traced."""
     if not isinstance(factor, tf.Variable):
         return float(factor)
     with tf.init_scope():
@@ -54,7 +54,7 @@ def factor_value(factor: Any) -> float:
 
 
 def factor_repr(value: Any) -> str:
-    """The repr of an attribute of a penalty, with the number of a variable."""
+    """The repr of a penalty's attribute; a variable is shown by its value."""
     try:
         return f"<variable: {factor_value(value)}>" if isinstance(value, tf.Variable) else short_repr(value)
     except Exception:

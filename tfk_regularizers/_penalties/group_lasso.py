@@ -1,4 +1,4 @@
-"""Group lasso: the sum of the lengths of the columns or rows of a kernel, which takes whole ones to zero."""
+"""Group lasso: the sum of the norms of a kernel's columns or rows, which drives whole ones to zero."""
 
 import math
 from typing import Any

@@ -15,7 +15,7 @@ def as_elements(name, x):
 
 
 def as_tensor(name, x, dtypes="floating or complex"):
-    """x as a dense tensor; TypeError unless it has a dtype of one of the kinds."""
+    """x as a dense tensor; an error unless it has one of these kinds of dtype."""
     if isinstance(x, (tf.SparseTensor, tf.RaggedTensor)):
         raise TypeError(
             f"Inputs to {name} must be dense. Received: a {type(x).__name__} of dtype {x.dtype.name}, shape {x.shape}"
@@ -25,12 +25,12 @@ def as_tensor(name, x, dtypes="floating or complex"):
         backend = _other_backend(x)
         if backend is not None:
             raise TypeError(
-                f"Inputs to {name} must be tensors of TensorFlow, and Keras 3 runs on its {backend!r} backend. Set "
+                f"Inputs to {name} must be TensorFlow tensors, but Keras 3 runs on its {backend!r} backend. Set "
                 f"KERAS_BACKEND=tensorflow before Keras is imported. Received: {type(x)}"
             )
         try:
             x = tf.convert_to_tensor(x)
-        except (TypeError, ValueError) as error:  # whose text may be empty in TensorFlow 2.22
+        except (TypeError, ValueError) as error:  # its text may be empty in TensorFlow 2.22
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"Inputs to {name} must convert to a tensor. Received: {short_repr(given)}. {error}") from error
     if not (x.dtype.is_floating or (x.dtype.is_complex and "complex" in dtypes)):
@@ -67,8 +67,8 @@ def as_matrix(name, x):
 
 
 def _other_backend(x: Any) -> str | None:
-    """The backend of Keras 3 if x is an array of a backend other than TensorFlow, which has no gradient here."""
-    keras = sys.modules.get("keras")  # imported also under TF_USE_LEGACY_KERAS=1, possibly
+    """The backend of Keras 3 if it is not TensorFlow and x is one of its arrays (no gradient here), or None."""
+    keras = sys.modules.get("keras")  # may be imported under TF_USE_LEGACY_KERAS=1 too
     if keras is None or type(x).__module__.partition(".")[0] not in ("keras", "jax", "jaxlib", "torch"):
         return None
     backend = keras.backend.backend()

@@ -10,7 +10,7 @@ from tfk_regularizers._penalties.execution import Kernel
 from tfk_regularizers._penalties.reductions import promote_half, reduce_in_blocks, row_sums
 from tfk_regularizers._tensorflow_internals import is_compiled_by_xla
 
-# Longer slices are summed in blocks. On a CPU the blocks of a column stay in the cache: faster from 1024 rows on.
+# Longer slices are summed in blocks. On a CPU the blocks of a column stay in the cache: faster above 1024 rows.
 _LONG = 4096
 _LONG_COLUMN_ON_CPU = 1024
 # Since 2.22, XLA sums in blocks itself and supports `reduce_euclidean_norm`. Earlier versions do not, and a function
@@ -21,7 +21,7 @@ _NORMS = functools.partial(tf.math.reduce_euclidean_norm, keepdims=True)  # one 
 
 
 def lengths(x, axis):
-    """The L2 norms of the rows (axis 1) or columns (axis 0) of a matrix, of size 1 in this axis, float32 for halves.
+    """The L2 norms of a matrix's rows (axis 1) or columns (axis 0); the axis is kept. float32 for half types.
 
     The gradient is the slice divided by its length, and 0 for a slice of zeros. It uses the returned lengths, so it can
     be differentiated again.
@@ -55,7 +55,7 @@ def _differentiable_lengths(x, axis):
 
 
 def squared_lengths(x, axis):
-    """Sums of squares along an axis of a matrix, of size 1 in this axis."""
+    """Sums of squares along an axis of a matrix; the axis is kept."""
     sums = _matmul_sums if execution.choose_kernel(x) is Kernel.MATMUL_SUMS else _SUMS
     return reduce_in_blocks(sums, tf.square(x), axis, _longest_unblocked(x, axis))
 
@@ -68,7 +68,7 @@ def _longest_unblocked(x, axis):
 
 
 def _matmul_sums(x, axis):
-    """Sums of rows, or of the columns of several blocks, by a product with ones."""
+    """Sums by a product with ones; by `reduce_sum` for columns of a matrix."""
     if axis == x.shape.rank - 1:
         return row_sums(x)[..., tf.newaxis]
     return tf.matmul(tf.ones([1, tf.shape(x)[1]], x.dtype), x) if x.shape.rank == 3 else _SUMS(x, axis)

@@ -10,12 +10,12 @@ derivatives are 0. If the gradient is computed, the value is the inner product o
 pairs within each half, this takes 1.75 F (counted as below), without a loop.
 
 *Blocks of rows.* Cut u into an odd number k = 2 h + 1 of blocks of b rows (padded with zero rows, which add nothing).
-Pair each block with itself and with the h blocks after it, cyclically: so each pair of blocks occurs once.
+Pair each block with itself and with the h blocks after it, cyclically, so that each pair occurs once.
 
 - *The product S v* is computed one block i at a time, with the tile T = sign(u_after u_iᵀ) of h b x b. By symmetry T is
   used twice: block i of the product receives Tᵀ v_after, and the h blocks after it receive T v_i. A window holds the
-  partial sums of these h blocks. Its first block is complete when the loop reaches it; at the end, the window holds
-  the sums that belong to the first blocks.
+  partial sums of blocks i to i + h. Before step i, its first block has the sums of all earlier steps; at the end, it
+  holds what blocks 0 to h still lack.
 - *The value without the gradient* needs no window. Step s = 1 .. h pairs every block with the one s places after it.
 
 Let F = n² d be the multiply-adds of the whole Gram matrix. Half of the pairs take 0.5 F for G, and 0.5 F for each of
@@ -152,9 +152,9 @@ def _sum_by_single_gram(u):
 def _sum_by_blocks(x):
     """⟨u, S u⟩, differentiable any number of times in reverse mode.
 
-    Inputs of a loop are detached from eager tapes, which would record the loop; under XLA its outputs are detached too,
-    or TensorFlow would differentiate the loop. A gradient is built in a graph of its own, so tensors for the next order
-    are captured there. Between value and gradient only x is kept, which exists anyway, and not u.
+    A loop's inputs are detached from eager tapes, which would record it; under XLA its outputs are detached too, or
+    TensorFlow would differentiate it. A gradient is built in its own graph, so tensors that the next derivative needs
+    are captured there. Only x is kept for the gradient, because it exists anyway; u is recomputed.
     """
     capture, with_gradient = tf.identity, is_recorded(x)
     count = execution.block_count(x, with_gradient)
@@ -163,7 +163,7 @@ def _sum_by_blocks(x):
 
     def sign_product(u, v, *cached):  # S v: linear in v, constant in u
         @tf.custom_gradient
-        def differentiable(u, v, *cached):  # as arguments: TensorFlow 1 graphs would search closures for variables
+        def differentiable(u, v, *cached):  # not by closure: TensorFlow 1 graphs search closures for variables
             product = capture(*cached) if cached else detach(_product(detach(u), detach(v), count)[1])
             return product, lambda w: (tf.zeros_like(u), sign_product(capture(u), w), *(None for _ in cached))
 
@@ -175,7 +175,7 @@ def _sum_by_blocks(x):
         cosines, *cached = map(detach, _product(u, u, count) if with_gradient else [_value(u, count)])
 
         def gradient(upstream):
-            # u is computed again here, and not kept until then.
+            # u is recomputed here, not kept from the value.
             with tf.control_dependencies(filter(execution.is_in_current_graph, cached)):
                 wide_x = promote_half(capture(x))
                 u, squares, inverse = _normalize(wide_x)
@@ -207,7 +207,7 @@ def _product(u, v, count):
         gram = _off_diagonal_gram(u)
         product = tf.matmul(tf.sign(gram), v)
         is_wide = isinstance(d, int) and 1 < rows <= d
-        terms = tf.abs(gram) if is_wide else u * product  # the smaller of both
+        terms = tf.abs(gram) if is_wide else u * product  # the smaller one
         return tf.reduce_sum(row_sums(terms)), tf.reshape(product, [n, d])
     ahead = 1 + tf.range(count // 2)
 
@@ -246,11 +246,11 @@ def _product_of_halves(u, v):
 
 
 def _value(u, count):
-    """⟨u, S u⟩. Step s multiplies every block of rows with the one s places after it."""
+    """⟨u, S u⟩. Step s pairs every block of rows with the one s places after it."""
     u = _blocks(u, count)
     sums, rows = row_sums(tf.abs(_off_diagonal_gram(u))), size(u, 1)
     if not isinstance(rows, int) or rows < 2:
-        sums += tf.minimum(row_sums(tf.square(u)), 0.0)  # 0, or NaN if the only row has one
+        sums += tf.minimum(row_sums(tf.square(u)), 0.0)  # 0, or NaN if the row has a NaN
     if isinstance(count, int) and count == 1:
         return tf.reduce_sum(sums)
     around = tf.concat([u, u[: count // 2]], 0)

@@ -7,7 +7,7 @@ _MATMUL_BLOCK_SIZE = 256
 
 
 def result_dtype(x):
-    """The dtype of a penalty on x: real, and float32 for halves, whose sums would overflow or lose digits."""
+    """The dtype of a penalty on x: real; float32 for half types, which would overflow or lose digits."""
     return tf.float32 if x.dtype.size < 4 else x.dtype.real_dtype
 
 
@@ -32,8 +32,8 @@ def matmul_sum(x, levels=3):
     """The sum of all elements by matrix products with ones, for XLA of TensorFlow 2.19 to 2.21 on a CPU.
 
     There a plain sum runs on one core, element by element: 4 % off at 64 million. A product with ones is fused with the
-    operations that make x, uses all cores and sums in blocks. There are at most `levels` levels of blocks, and exactly
-    so many if the size is unknown.
+    operations that make x, uses all cores and sums in blocks. There are at most `levels` levels of blocks (exactly
+    `levels` if the size is unknown).
     """
     flat = tf.reshape(x, [-1])
     count = tf.compat.dimension_value(flat.shape[0])
@@ -51,8 +51,8 @@ def matmul_sum(x, levels=3):
 def reduce_in_blocks(reduce, x, axis, longer_than, levels=2):
     """`reduce(x, axis)` of a matrix, in blocks if the axis has more than `longer_than` elements.
 
-    Adding a million numbers one by one is off by 3e-5. There are at most `levels` levels of blocks, and exactly so many
-    if the size is unknown.
+    Adding a million numbers one by one is off by 3e-5. There are at most `levels` levels of blocks (exactly `levels` if
+    the size is unknown).
     """
     count = tf.compat.dimension_value(x.shape[axis])
     if levels == 0 or (count is not None and count <= longer_than):

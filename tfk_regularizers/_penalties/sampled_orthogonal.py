@@ -75,7 +75,7 @@ class SampledOrthogonalRegularizer(Penalty):
 
 
 def draw_slices(x, count, axis):
-    """`count` slices of x along an axis, drawn uniformly without replacement, or all if there are no more."""
+    """`count` slices of x along an axis, drawn uniformly without replacement; all if there are fewer."""
     n = size(x, axis)
     if isinstance(n, int) and n <= count:
         return tf.convert_to_tensor(x)
@@ -93,7 +93,7 @@ def _distinct_integers(n, count):
     and not on n; each round leaves at most half of the repetitions, on average.
     """
     n = tf.cast(n, tf.int64)
-    # One seed with a counter, because XLA of some versions repeats random numbers within a program.
+    # One seed with a counter, because some versions of XLA repeat random numbers in a program.
     seed = tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
 
     def draw(turn):

@@ -22,10 +22,10 @@ def shard_list(x):
 
 
 def gather_rows(x, rows):
-    """Random rows of a table or partitioned variable, by distinct random numbers below the number of rows.
+    """Distinct random rows of x, one for each of `rows`: distinct random numbers below the number of rows.
 
-    `embedding_lookup` assigns the numbers to the shards in turn, not in order. That is one-to-one if the
-    sizes of the shards are those of such a division.
+    `embedding_lookup` takes number i from shard i mod n: not row i, but still a distinct row for each, if the shards
+    have the sizes of such a split.
     """
     if not is_sharded(x):
         return tf.gather(x, rows)

@@ -1,6 +1,6 @@
 """Soft orthogonality: the squared distance of a kernel's Gram matrix from the identity, by the smaller Gram matrix.
 
-Let x be k vectors of e elements, G its k x k Gram matrix and C its e x e one (x xᵀ and xᵀx, if the vectors are rows).
+Let x be k vectors of e elements, and G (k x k) and C (e x e) its Gram matrices: x xᵀ and xᵀx if the vectors are rows.
 Both have the same nonzero eigenvalues, so tr G² = tr C² and tr G = tr C, and with more vectors than elements
 
     ‖G - I‖² = tr G² - 2 tr G + k = ‖C - I‖² + (k - e),
@@ -121,7 +121,7 @@ def _distance_by(gram_axis, shards, vector_axis, diagonal):
     if diagonal:
         excess = 0 if is_own else sum(size(x, vector_axis) for x in shards) - size(shards[0], gram_axis)
         return _square_sum(shards, gram_axis, lambda squares: squares - 1.0) + tf.cast(excess, shards[0].dtype)
-    if is_own:  # sets the diagonal to 0, or NaN if it is NaN: a single vector has no other entry
+    if is_own:  # zeros the diagonal but keeps NaN: a single vector has no other entry
         return _square_sum(shards, gram_axis, lambda squares: tf.stop_gradient(tf.minimum(tf.abs(squares), 0.0)))
     total, fourth_powers = _square_sum_and_lengths(shards, gram_axis)
     # An infinite ‖C‖² stays infinite. Where rounding makes the difference negative, it is 0, and keeps its gradient.
@@ -132,7 +132,7 @@ def _distance_by(gram_axis, shards, vector_axis, diagonal):
 def _square_sum(shards, axis, on_diagonal):
     """The sum of squares of the Gram matrix of an axis, with `on_diagonal` applied to its diagonal.
 
-    Its gradient takes one product, and TensorFlow's own two, because the matrix is symmetric.
+    The matrix is symmetric, so the gradient takes one product (TensorFlow's takes two).
     """
 
     def matrix(*shards):
@@ -146,7 +146,7 @@ def _square_sum(shards, axis, on_diagonal):
         computed = matrix(*map(execution.detach_from_eager_tape, shards))
 
         def gradient(upstream):
-            symmetric = computed if _is_seen(shards) else matrix(*shards)
+            symmetric = computed if _is_reusable(shards) else matrix(*shards)
             return _products(4.0 * upstream * symmetric, shards, axis)
 
         return 2.0 * half_square_sum(computed), gradient
@@ -174,7 +174,7 @@ def _square_sum_and_lengths(shards, axis):
         computed = parts(*map(execution.detach_from_eager_tape, shards))
 
         def gradient(upstream, upstream_of_lengths):
-            symmetric, squares = computed if _is_seen(shards) else parts(*shards)
+            symmetric, squares = computed if _is_reusable(shards) else parts(*shards)
             products = _products(4.0 * upstream * symmetric, shards, axis)
             of_lengths = [x * (4.0 * upstream_of_lengths * one) for x, one in zip(shards, squares, strict=True)]
             return [one + other for one, other in zip(products, of_lengths, strict=True)]
@@ -194,13 +194,13 @@ def _products(symmetric, shards, axis):
     return [tf.matmul(symmetric, x) if axis == 0 else tf.matmul(x, symmetric) for x in shards]
 
 
-def _is_seen(shards):
-    """Whether a further derivative can use a matrix that was computed before. In eager mode, a tape may not know it."""
+def _is_reusable(shards):
+    """Whether the gradient may reuse a matrix of the forward pass. In eager mode, outer tapes did not record it."""
     return not tf.executing_eagerly() or not any(is_recorded(x) or has_tangent(x) for x in shards)
 
 
 def _map_diagonal(function, matrix):
     """A square matrix with an elementwise function applied to its diagonal."""
-    if is_compiled_by_xla():  # in which `set_diag` has no gradient for unknown shapes
+    if is_compiled_by_xla():  # there `set_diag` has no gradient for unknown shapes
         return tf.where(tf.eye(size(matrix, 0), dtype=matrix.dtype) > 0, function(matrix), matrix)
     return tf.linalg.set_diag(matrix, function(tf.linalg.diag_part(matrix)))

@@ -113,7 +113,7 @@ def _merge(left, right):
 
 
 def _flatten(regularizers):
-    """The terms as a tuple, with the terms of sums in their places."""
+    """The terms as a tuple, with sums among them flattened."""
     is_list = isinstance(regularizers, (list, tuple)) and len(regularizers) > 0
     if not is_list or not all(isinstance(term, versions.regularizer_bases()) for term in regularizers):
         expected = "a list of regularizers, such as [L2(1e-4), OrthogonalRegularizer(0.01)]"
@@ -122,7 +122,7 @@ def _flatten(regularizers):
 
 
 def _check_number(regularizer, value):
-    """The value of a term; ValueError unless it is one real number (of unknown shape, possibly)."""
+    """The value of a term; ValueError unless it is one real number (its shape may be unknown)."""
     with contextlib.suppress(AttributeError, TypeError, ValueError):  # not an array
         given = value if hasattr(value, "dtype") else tf.convert_to_tensor(value)
         dtype, count = tf.as_dtype(given.dtype), tf.TensorShape(given.shape).num_elements()

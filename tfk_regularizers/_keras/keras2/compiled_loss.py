@@ -32,16 +32,16 @@ class SplitLoss:
         self._container: Any = self.previous._container if isinstance(self.previous, SplitLoss) else self.previous
         self._per_weight = per_weight
         self._means: dict[str, _Part] = {}
-        self.find_weights()
+        self.update_metrics()
 
-    def find_weights(self) -> None:
+    def update_metrics(self) -> None:
         """Create metrics for the weights that are penalized now, and remove the others."""
         with self._model.distribute_strategy.scope():
             names = (*PARTS, *(_penalized_paths(self._model) if self._per_weight else ()))
-            self._check_names([name for name in PARTS if names.count(name) > 1])
+            self._refuse_names([name for name in PARTS if names.count(name) > 1])
             self._means = {name: self._means.get(name) or _Part(name) for name in names}
 
-    def _check_names(self, taken: list[str]) -> None:
+    def _refuse_names(self, taken: list[str]) -> None:
         if taken:
             raise ValueError(f"`log_penalties` cannot log {taken}: a metric, an output or a weight has that name.")
 
@@ -56,7 +56,7 @@ class SplitLoss:
         metrics = self._container.metrics
         others = [*metrics, *self._model.compiled_metrics.metrics]
         others += [metric for layer in self._model._flatten_layers() for metric in layer._metrics]
-        self._check_names([metric.name for metric in others if metric.name in self._means])
+        self._refuse_names([metric.name for metric in others if metric.name in self._means])
         return metrics and [*metrics, *(() if is_writing_saved_model() else self._means.values())]
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None, regularization_losses: Any = None) -> Any:
@@ -117,9 +117,9 @@ def join_loss(model: Any, split: SplitLoss) -> None:
 
 
 def retrace(model: Any) -> None:
-    """Let a model trace its steps again, and update the weights whose penalties are logged."""
+    """Make a model retrace its steps, and update the weights whose penalties are logged."""
     if isinstance(model.compiled_loss, SplitLoss):
-        model.compiled_loss.find_weights()
+        model.compiled_loss.update_metrics()
     forget_traces(model)
 
 
@@ -129,7 +129,7 @@ def is_compiled(model: Any) -> bool:
 
 
 def _losses_by_path(model: Any) -> list[tuple[str, WeightLoss] | None]:
-    """For each of the `losses` of a model, the path and the loss of a weight, or None if it is another loss."""
+    """For each of a model's `losses`: the path and loss of its weight, or None if it is not a weight's."""
     found: list[tuple[str, WeightLoss] | None] = []
     for node in tree.walk(model):
         others = node.layer._eager_losses or node.layer._losses
@@ -150,7 +150,7 @@ def _penalties_by_path(model: Any, losses: list[Any]) -> dict[str, tf.Tensor]:
     if len(found) == len(losses):
         return tree.sum_by_path((one[0], loss) for one, loss in zip(found, losses, strict=True) if one is not None)
     # a `train_step` has added them up, or a loss was None
-    return tree.sum_by_path((path, loss.penalty()) for path, loss in filter(None, found))
+    return tree.sum_by_path((path, loss.compute_penalty()) for path, loss in filter(None, found))
 
 
 def _check_steps(model: Any) -> None:
@@ -182,8 +182,8 @@ def _bypassed(model: Any, received: str) -> str:
     return (
         f"`log_penalties` cannot split the loss of the model {model.name!r}. Its steps must take the loss from "
         "`self.compute_loss(x, y, y_pred, sample_weight)` or `self.compiled_loss(y, y_pred, sample_weight, "
-        f"regularization_losses=self.losses)`. Received: {received}. To log the sum of "
-        "`self.losses` in any other step, derive a class from the model's:\n\n"
+        f"regularization_losses=self.losses)`. Received: {received}. With any other "
+        "step, log the sum of `self.losses` yourself, in a subclass:\n\n"
         "    def train_step(self, data):\n"
         '        return {**super().train_step(data), "penalty": tf.add_n(self.losses)}'
     )

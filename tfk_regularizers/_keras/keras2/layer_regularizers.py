@@ -1,9 +1,8 @@
-"""Set the regularizers of a built layer, so that it can be undone."""
+"""Set regularizers of a built layer, reversibly."""
 
 import contextlib
 from typing import Any
 
-import tensorflow as tf
 import tf_keras
 
 from tfk_regularizers._keras.keras2.layers import activity_losses, weight_losses
@@ -14,16 +13,16 @@ from tfk_regularizers._keras.versions import SUPPORTED
 def set_weight_regularizer(
     layer: Any, keyword: str, variables: list[Any], regularizer: Any, undo: contextlib.ExitStack
 ) -> None:
-    """Set a regularizer of a built layer, as if it had been passed to the constructor. The attribute has no effect."""
+    """Set a built layer's regularizer as if it had been passed to the constructor; its attribute is not enough."""
     undo.callback(layer._callable_losses.__setitem__, slice(None), list(layer._callable_losses))
-    old = {id(loss.penalty) for loss in weight_losses(layer) if any(loss.variable is one for one in variables)}
+    old = {id(loss.compute_penalty) for loss in weight_losses(layer) if any(loss.variable is one for one in variables)}
     layer._callable_losses[:] = [loss for loss in layer._callable_losses if id(loss) not in old]
     if regularizer is not None:
         for variable in variables:
             layer._handle_weight_regularization(variable.name.split(":")[0], variable, regularizer)
         # In the order of a newly built layer. Other losses, added by the user, come last.
         places = {id(variable): place for place, variable in enumerate(all_weights(layer))}
-        order = {id(loss.penalty): places.get(id(loss.variable)) for loss in weight_losses(layer)}
+        order = {id(loss.compute_penalty): places.get(id(loss.variable)) for loss in weight_losses(layer)}
         layer._callable_losses.sort(key=lambda loss: order.get(id(loss), len(places)))
     penalized = [loss for loss in weight_losses(layer) if any(loss.variable is one for one in variables)]
     if len(penalized) != (0 if regularizer is None else len(variables)):
@@ -64,23 +63,3 @@ def update_bidirectional(owner: Any, undo: contextlib.ExitStack) -> None:
 def _direction_config(layer: Any) -> dict[str, Any]:
     """The config of one direction of a Bidirectional, without the entries that always differ."""
     return {key: value for key, value in layer.get_config().items() if key not in ("name", "go_backwards")}
-
-
-def is_of_keras(layer: Any) -> bool:
-    """Whether the class of a layer is Keras's own."""
-    return type(layer).__module__.startswith("tf_keras.")
-
-
-def regularizer_base() -> type:
-    """The base class of this Keras's regularizers."""
-    return tf_keras.regularizers.Regularizer  # type: ignore[no-any-return]
-
-
-def as_loss(value: Any) -> Any:
-    """The value of a regularizer as a tensor."""
-    return value if tf.is_tensor(value) else tf.convert_to_tensor(value, tf_keras.backend.floatx())
-
-
-def configs_of(regularizer: Any) -> list[Any]:
-    """The configs that Keras may write for a regularizer."""
-    return [tf_keras.regularizers.serialize(regularizer, use_legacy_format=legacy) for legacy in (False, True)]

@@ -63,3 +63,23 @@ def zero_outputs(layer: Any) -> list[Any]:
     except (AttributeError, RuntimeError, ValueError):
         return []
     return [tf.zeros([size or 1 for size in output.shape], output.dtype) for output in outputs]
+
+
+def is_of_keras(layer: Any) -> bool:
+    """Whether the class of a layer is Keras's own."""
+    return type(layer).__module__.startswith("tf_keras.")
+
+
+def regularizer_base() -> type:
+    """The base class of this Keras's regularizers."""
+    return tf_keras.regularizers.Regularizer  # type: ignore[no-any-return]
+
+
+def as_loss(value: Any) -> Any:
+    """The value of a regularizer as a tensor."""
+    return value if tf.is_tensor(value) else tf.convert_to_tensor(value, tf_keras.backend.floatx())
+
+
+def configs_of(regularizer: Any) -> list[Any]:
+    """The configs that Keras may write for a regularizer."""
+    return [tf_keras.regularizers.serialize(regularizer, use_legacy_format=legacy) for legacy in (False, True)]

@@ -50,7 +50,7 @@ def forget_custom_object(keras: ModuleType, cls: type, name: str) -> None:
 
 
 def custom_objects(given: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The custom objects that are given, of a `custom_object_scope` (which has no public reader), and global."""
+    """The given and global custom objects, and those of `custom_object_scope`, which has no public reader."""
     registry = sys.modules[tf_keras.saving.get_registered_name.__module__]
     scoped = getattr(registry, "_THREAD_LOCAL_CUSTOM_OBJECTS", None)
     return {**(given or {}), **getattr(scoped, "__dict__", {}), **tf_keras.saving.get_custom_objects()}

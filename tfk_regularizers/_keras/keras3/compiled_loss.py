@@ -19,28 +19,29 @@ class SplitLoss:
     """The compiled loss of a model, with a metric for the data loss, for the penalty and for each of some weights.
 
     `model.metrics` contains the metrics of the compiled loss, so Keras itself resets, averages, logs and returns them.
-    A step makes three calls: of the compiled loss, of `_aggregate_additional_loss` for each of `model.losses`, and the
-    update of the mean of `loss` with the weight of the batch. Other attributes are forwarded to the compiled loss.
+    A step calls the compiled loss, then `_aggregate_additional_loss` for each of `model.losses`, then `update_state` of
+    the mean of `loss` with the weight of the batch. Other attributes are forwarded to the compiled loss.
     """
 
     def __init__(self, model: Any, per_weight: bool) -> None:
         self._model, self.previous, self.previous_tracker = model, model._compile_loss, model._loss_tracker
-        self._losses: Any = self.previous._losses if isinstance(self.previous, SplitLoss) else self.previous
+        is_split = isinstance(self.previous, SplitLoss)
+        self._compiled_loss: Any = self.previous._compiled_loss if is_split else self.previous
         self._per_weight, self._noted, self.has_ended = per_weight, _Noted(), False
         self._means: dict[str, _Part] = {}
-        self.find_weights()
+        self.update_metrics()
         with model.distribute_strategy.scope():
             self.tracker = _LossTracker(self)
 
-    def find_weights(self) -> None:
+    def update_metrics(self) -> None:
         """Create metrics for the weights that are penalized now, and remove the others."""
         with self._model.distribute_strategy.scope():
             names = (*PARTS, *(dict.fromkeys(_penalized_paths(self._model)) if self._per_weight else ()))
-            self._refuse([name for name in PARTS if names.count(name) > 1])
+            self._refuse_names([name for name in PARTS if names.count(name) > 1])
             self._means = {name: self._means.get(name) or _Part(self, name) for name in names}
         self._names_are_checked = False
 
-    def _refuse(self, taken: list[str]) -> None:
+    def _refuse_names(self, taken: list[str]) -> None:
         if taken:
             raise ValueError(f"`log_penalties` cannot log {taken}: a metric, an output or a weight has that name.")
 
@@ -51,31 +52,31 @@ class SplitLoss:
             return
         others = [one for one in self._model.metrics if one is not compiled and one not in self._means.values()]
         names = [*(metric.name for metric in others), *(compiled.result() if compiled is not None else ())]
-        self._refuse([name for name in names if name in self._means])
+        self._refuse_names([name for name in names if name in self._means])
         self._names_are_checked = True
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_losses":  # a copy that is being made has no attributes yet
+        if name == "_compiled_loss":  # a copy that is being made has no attributes yet
             raise AttributeError(name)
-        return getattr(self._losses, name)
+        return getattr(self._compiled_loss, name)
 
     @property
     def built(self) -> bool:
         """Whether the compiled loss, if there is one, is built."""
-        return self._losses is None or self._losses.built
+        return self._compiled_loss is None or self._compiled_loss.built
 
     @property
     def metrics(self) -> list[Any]:
         """The metrics of the compiled loss and, until the next `compile`, of the parts."""
-        metrics = [] if self._losses is None else self._losses.metrics
+        metrics = [] if self._compiled_loss is None else self._compiled_loss.metrics
         return [*metrics, *(self._means.values() if self._is_active() else ())]
 
     def _is_active(self) -> bool:
-        """Whether the model has not been compiled since."""
+        """Whether the model still uses this split."""
         return self._model._loss_tracker is self.tracker
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        data_loss = None if self._losses is None else self._losses(y_true, y_pred, sample_weight)
+        data_loss = None if self._compiled_loss is None else self._compiled_loss(y_true, y_pred, sample_weight)
         self._noted.is_open, self._noted.data_loss = True, data_loss
         self._noted.losses, self._noted.penalties = [] if data_loss is None else [data_loss], []
         return data_loss
@@ -96,7 +97,7 @@ class SplitLoss:
         if not noted.is_open:
             raise ValueError(_bypassed(self._model, "a loss from elsewhere"))
         noted.is_open, noted.graph = False, tf.compat.v1.get_default_graph()
-        total = keras.ops.sum(noted.losses) if len(noted.losses) > 1 else noted.losses[0]  # to the bit as Keras
+        total = keras.ops.sum(noted.losses) if len(noted.losses) > 1 else noted.losses[0]  # exactly as Keras
         # Keras has divided these by the number of replicas, whose gradients are summed.
         replicas, dtype = tf.distribute.get_strategy().num_replicas_in_sync, self.tracker.dtype
         data_loss = 0.0 if noted.data_loss is None else noted.data_loss
@@ -111,7 +112,7 @@ class SplitLoss:
             mean.add(values.get(name, 0.0), sample_weight)
 
     def check_has_parts(self, mean: Any) -> None:
-        """Raise ValueError if the step that is traced, or those since the last reset, have not updated a mean."""
+        """Raise ValueError if the step being traced (eagerly: any since the reset) has not updated a mean."""
         if tf.executing_eagerly():
             has_parts = float(keras.ops.convert_to_numpy(mean.count)) > 0
         else:
@@ -124,9 +125,11 @@ class _Noted(threading.local):
     """The losses of the current step, per thread, because replicas run in threads."""
 
     def __init__(self) -> None:
-        self.is_open, self.data_loss, self.graph = False, None, None
-        self.losses: list[Any] = []
-        self.penalties: list[Any] = []
+        self.is_open = False  # between the call of the compiled loss and the update of the means
+        self.data_loss: Any = None
+        self.losses: list[Any] = []  # as Keras adds them: the data loss, and `model.losses` divided by the replicas
+        self.penalties: list[Any] = []  # `model.losses` as they are
+        self.graph: Any = None  # the graph of the step that last updated the means
 
 
 class _LossTracker(keras.metrics.Mean):  # type: ignore[misc]
@@ -194,9 +197,9 @@ def _put(model: Any, loss: Any, tracker: Any) -> None:
 
 
 def retrace(model: Any) -> None:
-    """Let a model trace its steps again, and update the weights whose penalties are logged."""
+    """Make a model retrace its steps, and update the weights whose penalties are logged."""
     if isinstance(model._compile_loss, SplitLoss):
-        model._compile_loss.find_weights()
+        model._compile_loss.update_metrics()
     forget_traces(model)
 
 
@@ -219,7 +222,7 @@ def _bypassed(model: Any, received: str) -> str:
         f"`log_penalties` cannot split the loss of the model {model.name!r}. A `train_step` or `test_step` of its own "
         "must take the loss from `self.compute_loss`, give it to `self._loss_tracker.update_state` and return the "
         "results of `self.metrics`; a `compute_loss` of its own must call `super().compute_loss`. Received: "
-        f"{received}. To log the sum of `self.losses` in any other step, derive a class from the model's:\n\n"
+        f"{received}. With any other step, log the sum of `self.losses` yourself, in a subclass:\n\n"
         "    def train_step(self, data):\n"
         '        return {**super().train_step(data), "penalty": sum(self.losses)}'
     )

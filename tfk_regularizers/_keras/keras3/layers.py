@@ -51,7 +51,7 @@ def takes_activity_regularizer(layer: Any, enclosing: Iterable[Any]) -> bool:
 
 
 def activity_losses(layer: Any) -> list[Any]:
-    """None: the losses that a layer stores belong to its last call."""
+    """Empty: the losses stored in a layer are from its last call."""
     return []
 
 
@@ -97,7 +97,7 @@ def regularizer_base() -> type:
 def as_loss(value: Any) -> Any:
     """The value of a regularizer as a tensor; TypeError for a Python number, which Keras 3 cannot add to a loss."""
     if not hasattr(value, "dtype"):
-        raise TypeError("Keras 3 adds tensors. Return one, as `keras.ops.convert_to_tensor(0.0)` gives it.")
+        raise TypeError("Keras 3 adds only tensors. Return one: `keras.ops.convert_to_tensor(0.0)`.")
     return tf.convert_to_tensor(value)
 
 

@@ -15,7 +15,7 @@ EXPORTS = ("keras.regularizers", "keras._tf_keras.keras.regularizers", "tensorfl
 
 
 def replace(classes: tuple[type, ...]) -> None:
-    """Replace the built-in classes of the same names, except in the module that defines them, for pickle."""
+    """Replace the built-in classes of the same names, but not where they are defined: pickle looks there."""
     for module in EXPORTS:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)

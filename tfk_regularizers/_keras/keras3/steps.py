@@ -1,4 +1,4 @@
-"""Training and test steps of a Keras 3 model, and what callbacks need of Keras."""
+"""Training and test steps of a Keras 3 model, and helpers for callbacks."""
 
 import sys
 from typing import Any
@@ -7,7 +7,7 @@ import keras
 
 
 def forget_traces(model: Any) -> None:
-    """Let a model trace its steps again, because a traced step keeps its penalties."""
+    """Make a model retrace its steps, because a traced step keeps its penalties."""
     for name in ("train_function", "test_function", "predict_function"):
         if getattr(model, name, None) is not None:
             setattr(model, name, None)  # at once, because a running `fit` calls the attribute
