@@ -9,7 +9,7 @@ import tfk_regularizers  # here, because pdoc blocks the subprocess that an impo
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-pdoc.render.configure(docformat="google", math=True, show_source=False, footer_text=f"{tfk_regularizers.__version__}")
+pdoc.render.configure(docformat="google", math=True, show_source=False, footer_text=tfk_regularizers.__version__)
 with warnings.catch_warnings():
     warnings.simplefilter("error")
     pdoc.pdoc("tfk_regularizers", output_directory=ROOT / ".reference")

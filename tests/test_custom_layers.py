@@ -259,7 +259,7 @@ def test_warns_of_a_config_that_does_not_follow(cls, where, tmp_path):
     model = block(cls, "l2" if cls is Auto else L2(0.01))
     before = by_path(model)
     choose = None if where is None else lambda layer: layer.name == where
-    with pytest.warns(UserWarning, match=r"may contain the old `kernel_regularizer` of 'block'") as caught:
+    with pytest.warns(UserWarning, match=r"may contain the old `kernel_regularizer` of 'block', because") as caught:
         set_regularizers(model, kernel_regularizer=L2(1.0), where=choose)
     assert caught[0].filename == __file__
     loaded = by_path(reloaded(model, tmp_path / "model.keras"))
@@ -272,7 +272,7 @@ def test_warns_of_a_config_that_does_not_follow(cls, where, tmp_path):
 def test_warns_where_there_was_none(cls, after_loading, tmp_path):
     """The layer may pass its regularizer on or ignore it: its config is updated in case it passes it on."""
     model = block(cls, None)
-    with pytest.warns(UserWarning, match="may contain the old `kernel_regularizer` of 'block'"):
+    with pytest.warns(UserWarning, match="may contain the old `kernel_regularizer` of 'block', because"):
         set_regularizers(model, kernel_regularizer=L2(1.0))
     loaded = reloaded(model, tmp_path / "model.keras")
     assert len(by_path(model)) == 3
@@ -282,7 +282,7 @@ def test_warns_where_there_was_none(cls, after_loading, tmp_path):
 def test_warns_if_layers_inside_are_set_one_after_the_other():
     model = block(Block, L2(0.01))
     for name in ("first", "second"):
-        with pytest.warns(UserWarning, match="may contain the old `kernel_regularizer` of 'block'"):
+        with pytest.warns(UserWarning, match="may contain the old `kernel_regularizer` of 'block', because"):
             set_regularizers(model, kernel_regularizer=L1(len(name)), where=lambda layer, name=name: layer.name == name)
 
 
@@ -326,7 +326,7 @@ def test_part_of_an_attention_layer():
     """The layer's config has one regularizer for all its projections."""
     x = tf_keras.Input((5, 4))
     model = tf_keras.Model(x, layers.MultiHeadAttention(2, 2, name="attention")(x, x))
-    with pytest.warns(UserWarning, match="may contain the old `kernel_regularizer` of 'attention'"):
+    with pytest.warns(UserWarning, match="may contain the old `kernel_regularizer` of 'attention', because"):
         set_regularizers(model, kernel_regularizer="l2", where=lambda layer: layer.name == "query")
     assert list(by_path(model)) == ["attention/query/kernel"]
     set_regularizers(model, kernel_regularizer=L2(1.0))

@@ -96,7 +96,7 @@ def test_layer_inside_that_has_no_weights_yet():
     assert chosen == ["student/hidden/kernel"]
 
 
-KEPT = "If the training step of a model that contains 'student', or a `tf.function`, was already traced"
+KEPT = "If the training step of a model that contains 'student', or a `tf.function`, was already traced, it keeps"
 
 
 @pytest.mark.parametrize("regularizer", [tfk.L2(100.0), None], ids=["replaced", "removed"])

@@ -95,7 +95,7 @@ class Frozen(tfk.Penalty):
 @pytest.mark.parametrize(
     ("regularizers", "arguments", "says"),
     [
-        ([None], {}, "found no factor in the model '.*'. Add one with `Dense"),
+        ([None], {}, "found no factor in the model '.*'. Add a penalty with `Dense"),
         ([L2(0.5)], {"factor": "l1"}, "Expected one of 'l2', .* Received: factor='l1'"),
         ([L1L2(0.5, 0.5)], {}, "Expected one of 'l1', 'l2', the factors in the model '.*'. Received: factor=None"),
         ([L1(0.5), L2(0.5)], {}, "Expected one of 'l1', 'l2'"),

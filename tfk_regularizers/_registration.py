@@ -116,8 +116,9 @@ def _register_in_keras3(keras: Any, as_host: bool, strings: bool) -> None:
                 _register_for_reading(keras, cls)
             else:
                 keras.saving.register_keras_serializable(PACKAGE)(cls)
-        for name, cls in _NEW_STRINGS.items() if strings else ():
-            registry3.add_string(name, cls)
+        if strings:
+            for name, cls in _NEW_STRINGS.items():
+                registry3.add_string(name, cls)
         if as_host:
             registry3.replace(KERAS_PENALTIES)
             builtin_warnings.REPLACED.update(dict.fromkeys(registry3.REPLACED, "Keras 3"))

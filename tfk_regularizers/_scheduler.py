@@ -239,8 +239,8 @@ def _choose_name(names: list[str], factor: str | None, place: str) -> str:
     if names:
         raise invalid_argument("factor", f"one of {', '.join(map(repr, names))}, the factors in {place}", factor)
     raise ValueError(
-        f'RegularizationScheduler found no factor in {place}. Add one with `Dense(3, kernel_regularizer="l2")` or '
-        '`set_regularizers(model, kernel_regularizer="l2")`.'
+        f'RegularizationScheduler found no factor in {place}. Add a penalty with `Dense(3, kernel_regularizer="l2")` '
+        'or `set_regularizers(model, kernel_regularizer="l2")`.'
     )
 
 
